@@ -1,0 +1,27 @@
+# make quickstart | test | lint          PYTHON=python3.12 chooses the interpreter of a new .venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint
+.DELETE_ON_ERROR:
+
+quickstart: $(INSTALLED)
+	$(BIN)/python entry.py quickstart --output output/quickstart
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+# Only a change of what is installed sets it up again. The editable install needs no network: it brings the command
+# `locap` and lets lint-imports find the package.
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,1 @@
+"""One-off preparations of data sets."""

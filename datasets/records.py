@@ -1,0 +1,259 @@
+"""The one record: what every reader yields and every model, evaluator and visualiser consumes.
+
+Conventions
+    boxes       ``box_xyxy`` = (x0, y0, x1, y1), absolute pixels of the original image, float, x1 and y1 exclusive
+    points      (x, y), absolute pixels
+    masks       COCO run-length encoding ``{"size": [height, width], "counts": str}``, set pixels belong to the region;
+                or, for panoptic data, the pixels of the record's id map that equal ``Region.id``
+    id map      int32 (height, width), 0 = no region
+    categories  ``category_id`` is the id of the dataset, not a contiguous index
+
+A *prompt* is a region without text, a *prediction* is a record whose regions carry scores, and a result file is a
+record file (`write_records`), so any model's output can be scored, drawn and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ..utils import untrusted
+from ..utils.errors import DataError
+from ..utils.files import write_json
+
+Rle = Mapping[str, Any]
+FORMAT = "locap-records/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a dataset."""
+
+    id: int
+    name: str
+    is_thing: bool = True
+    color: tuple[int, int, int] | None = None
+
+
+@dataclass(slots=True)
+class Region:
+    """A piece of an image with any of: geometry, category, texts, scores."""
+
+    id: int = 0
+    category_id: int | None = None
+    mask: Rle | None = None
+    box_xyxy: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    keypoints: tuple[tuple[float, float, int], ...] = ()  # (x, y, visibility 0 | 1 | 2)
+    captions: tuple[str, ...] = ()  # interchangeable sentences
+    phrases: tuple[str, ...] = ()  # a few words each
+    expressions: tuple[str, ...] = ()  # refer to this region and to no other of the image
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    is_crowd: bool = False
+    area: int | None = None
+    score: float | None = None
+    caption_score: float | None = None  # mean log-probability per generated token
+
+
+@dataclass(frozen=True, slots=True)
+class TimedWord:
+    """A word of a narrative and when it was spoken, seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(slots=True)
+class Narrative:
+    """A spoken description with the pointer's path: strokes of (x, y, seconds), x and y in pixels."""
+
+    caption: str
+    words: tuple[TimedWord, ...] = ()
+    traces: tuple[tuple[tuple[float, float, float], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation; ``region_ids`` are the regions its text points at, in order."""
+
+    role: str  # "user" or "assistant"
+    text: str
+    region_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Record:
+    """An image and everything said about it."""
+
+    image_id: int | str
+    height: int
+    width: int
+    image: str | np.ndarray | None = None  # a path, or uint8 (height, width, 3) RGB
+    regions: list[Region] = field(default_factory=list)
+    id_map: str | np.ndarray | None = None  # a panoptic PNG's path, or int32 (height, width)
+    captions: tuple[str, ...] = ()
+    narratives: tuple[Narrative, ...] = ()
+    conversations: tuple[tuple[Turn, ...], ...] = ()
+
+    def read_image(self) -> np.ndarray:
+        """Return the pixels, uint8 (height, width, 3) RGB, decoded through the gate when stored as a path."""
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        if self.image is None:
+            raise DataError("The record has no image.", where=f"image_id {self.image_id}")
+        return untrusted.read_image(self.image, expected_size=(self.height, self.width))
+
+    def read_id_map(self) -> np.ndarray:
+        """Return the id map, int32 (height, width); drawn from the masks when the record has no panoptic PNG."""
+        if isinstance(self.id_map, np.ndarray):
+            return self.id_map
+        if self.id_map is not None:
+            return untrusted.read_id_map(self.id_map)
+        ids = np.zeros((self.height, self.width), np.int32)
+        for region in self.regions:
+            if region.mask is not None:
+                ids[decode_mask(region.mask)] = region.id
+        return ids
+
+    def read_mask(self, region: Region) -> np.ndarray:
+        """Return one region's mask, bool (height, width)."""
+        if region.mask is not None:
+            return decode_mask(region.mask)
+        return self.read_id_map() == region.id
+
+
+def encode_mask(mask: np.ndarray) -> Rle:
+    """Run-length encode a bool (height, width) mask."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_mask(rle: Rle) -> np.ndarray:
+    """Decode to bool (height, width); the run lengths are validated first."""
+    return untrusted.decode_rle(rle)
+
+
+def box_of_mask(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the tight box (x0, y0, x1, y1), x1 and y1 exclusive, of a bool mask; zeros when it is empty."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return the record as plain JSON values; pixels become a null image, an id map in memory becomes masks."""
+    body = _without_empty(record, skip=("image", "id_map", "regions"))
+    body["image"] = record.image if isinstance(record.image, str) else None
+    ids = record.id_map if isinstance(record.id_map, np.ndarray) else None
+    body["regions"] = [_region_to_json(region, ids) for region in record.regions]
+    if isinstance(record.id_map, str):
+        body["id_map"] = record.id_map
+    return body
+
+
+def _region_to_json(region: Region, ids: np.ndarray | None) -> dict[str, Any]:
+    body = _without_empty(region)
+    if region.mask is None and ids is not None:
+        body["mask"] = encode_mask(ids == region.id)
+    return body
+
+
+def _without_empty(item: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a dataclass as a dict without its empty fields."""
+    values = {f.name: getattr(item, f.name) for f in dataclasses.fields(item) if f.name not in skip}
+    return {
+        name: _plain(value)
+        for name, value in values.items()
+        if value is not None and value is not False and not (hasattr(value, "__len__") and len(value) == 0)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _without_empty(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def record_from_json(body: Mapping[str, Any], *, where: str = "record") -> Record:
+    """Build a record from `record_to_json`'s values.
+
+    Raises:
+        DataError: a field is missing, unknown or of the wrong type; the message names the place.
+    """
+    try:
+        body = dict(body)
+        regions = [_region_from_json(item) for item in body.pop("regions", [])]
+        narratives = tuple(_narrative_from_json(item) for item in body.pop("narratives", []))
+        conversations = tuple(
+            tuple(Turn(**{**turn, "region_ids": tuple(turn.get("region_ids", ()))}) for turn in turns)
+            for turns in body.pop("conversations", [])
+        )
+        captions = tuple(body.pop("captions", ()))
+        return Record(regions=regions, narratives=narratives, conversations=conversations, captions=captions, **body)
+    except (TypeError, ValueError, AttributeError) as err:
+        raise DataError(f"Not a record: {err}.", where=where) from None
+
+
+def _region_from_json(body: Mapping[str, Any]) -> Region:
+    body = dict(body)
+    if (box := body.pop("box_xyxy", None)) is not None:
+        if len(box) != 4 or not np.isfinite(box).all():
+            raise ValueError(f"box_xyxy must be four finite numbers, got {box}")
+        body["box_xyxy"] = tuple(float(side) for side in box)
+    for name in ("captions", "phrases", "expressions"):
+        body[name] = tuple(body.get(name, ()))
+    for name in ("points", "keypoints"):
+        body[name] = tuple(tuple(point) for point in body.get(name, ()))
+    return Region(**body)
+
+
+def _narrative_from_json(body: Mapping[str, Any]) -> Narrative:
+    words = tuple(TimedWord(**word) for word in body.get("words", ()))
+    traces = tuple(tuple(tuple(point) for point in stroke) for stroke in body.get("traces", ()))
+    return Narrative(body["caption"], words, traces)
+
+
+def write_records(
+    path: str | Path,
+    records: Sequence[Record],
+    categories: Sequence[Category] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a record file atomically: ``{"format", "meta", "categories", "records"}``."""
+    document = {
+        "format": FORMAT,
+        "meta": dict(meta or {}),
+        "categories": [_without_empty(category) | {"is_thing": category.is_thing} for category in categories],
+        "records": [record_to_json(record) for record in records],
+    }
+    return write_json(path, document)
+
+
+def read_records(path: str | Path) -> tuple[list[Record], list[Category], dict[str, Any]]:
+    """Read a record file: (records, categories, meta).
+
+    Raises:
+        DataError: the file is not JSON, not a record file, or one of its records is malformed.
+    """
+    document = untrusted.read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError("Not a record file.", where=str(path), allowed=f'a JSON object with "format": "{FORMAT}"')
+    records = [
+        record_from_json(body, where=f"{path}: records[{index}]")
+        for index, body in enumerate(document.get("records", []))
+    ]
+    categories = [
+        Category(**{**body, "color": tuple(body["color"]) if body.get("color") else None})
+        for body in document.get("categories", [])
+    ]
+    return records, categories, document.get("meta", {})

@@ -1,0 +1,106 @@
+"""Score stored predictions by any protocols."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+from ..datasets.records import Category, Record
+from ..utils.errors import MissingDependencyError, UsageError, nearest
+from . import EVALUATORS
+from .results import ImageEvaluator, ImageId, ProtocolResult
+from .stored import pair_predictions
+
+SHOW_AFTER = 5.0  # seconds until a progress bar appears
+Item = TypeVar("Item")
+
+
+def make_evaluators(
+    protocols: Sequence[str],
+    categories: Sequence[Category],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    image_order: Sequence[ImageId] | None = None,
+) -> list[ImageEvaluator]:
+    """Make one evaluator per protocol.
+
+    Args:
+        protocols: keys of ``EVALUATORS``.
+        categories: the classes of the data set.
+        options: protocol -> keyword arguments, such as ``{"panoptic_captioning": {"variant": "upstream"}}``.
+        image_order: the image ids in the order of the ground truth.
+
+    Raises:
+        UsageError: no such protocol.
+    """
+    for name in protocols:
+        if name not in EVALUATORS:
+            close = nearest(name, EVALUATORS)
+            raise UsageError(
+                "There is no such protocol.",
+                value=name,
+                allowed=", ".join(EVALUATORS),
+                fix=f"use {close}" if close else None,
+            )
+    options = options or {}
+    return [EVALUATORS[name](categories, image_order=image_order, **options.get(name, {})) for name in protocols]
+
+
+def evaluate_stored(
+    ground_truth: Iterable[Record],
+    predictions: Iterable[Record],
+    protocols: Sequence[str],
+    categories: Sequence[Category],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[ProtocolResult]:
+    """Score predictions by several protocols in one pass; each image's truth and prediction are decoded as needed.
+
+    Args:
+        ground_truth: one record per image; several passes are not needed, but pixels should be paths, not arrays.
+        predictions: one record per image, in any order.
+        protocols, categories, options: as `make_evaluators`.
+
+    Returns:
+        One result per protocol, in the order asked for; what the machine lacks is named in ``unavailable``.
+
+    Raises:
+        DataError: predictions and ground truth do not fit together.
+        UsageError: no such protocol or variant.
+    """
+    ground_truth = list(ground_truth)
+    by_image = pair_predictions(ground_truth, predictions)
+    order = [record.image_id for record in ground_truth]
+    evaluators = make_evaluators(protocols, categories, options=options, image_order=order)
+    for evaluator in evaluators:
+        evaluator.warm_up()
+    for record in track(ground_truth, "evaluating images"):
+        for evaluator in evaluators:
+            evaluator.update(record, by_image[record.image_id])
+    return [compute(evaluator) for evaluator in evaluators]
+
+
+def compute(evaluator: ImageEvaluator) -> ProtocolResult:
+    """Return the evaluator's result; when the machine lacks something it rests on entirely, a result that says so."""
+    try:
+        return evaluator.compute()
+    except MissingDependencyError as err:
+        return ProtocolResult(evaluator.protocol, evaluator.variant, unavailable={"all figures": str(err)})
+
+
+def track(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """Yield the items, with a progress bar once that has taken more than five seconds."""
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar = task = None
+        for index, item in enumerate(items):
+            if bar is None and time.monotonic() - start > SHOW_AFTER:
+                bar = stack.enter_context(Progress(transient=True))
+                task = bar.add_task(description, total=len(items), completed=index)
+            yield item
+            if bar is not None:
+                bar.update(task, completed=index + 1)

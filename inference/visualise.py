@@ -1,0 +1,211 @@
+"""Pictures of a record: numbered, coloured regions and their captions, beside the truth if wanted.
+
+The number and the colour of a region follow its place in ``record.regions``, so they agree between the picture, the
+list, the table and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from ..datasets.records import Category, Record, box_of_mask, encode_mask, record_to_json
+from .badges import paint_badges, place_badges
+from .caption_list import ListStyle, Panel, category_name, compose, list_entries
+from .drawing import (
+    LETTERBOX,
+    WHITE,
+    Shapes,
+    distance_to_edge,
+    ink_on,
+    paint_shapes,
+    rasterise,
+    region_color,
+    region_masks,
+)
+
+ImageLike = Image.Image | np.ndarray
+SMALL_SIDE, ENLARGED_SIDE = 512, 640  # a picture with a shorter long side than the first is drawn at the second
+PICTURE_SHARE = 0.625  # of the width, when the list stands at the right
+WIDEST_BESIDE = 2.4  # width / height from which a list at the right would leave too little for the picture
+
+
+def draw_record(
+    image: ImageLike | None,
+    record: Record,
+    categories: Sequence[Category],
+    *,
+    panel: Panel = "right",
+    title: str | None = None,
+    max_width: int = 1024,
+) -> Image.Image:
+    """Draw the regions over the image, and a numbered list of categories, scores and captions.
+
+    Regions with a mask are tinted and outlined, regions with only a box get its frame, with only points dots. Small
+    images are enlarged.
+
+    Args:
+        image: PIL image or uint8 (height, width, 3) RGB; None reads the record's own.
+        record: truth or prediction; its height and width are the frame of masks and boxes.
+        categories: names for the regions' ``category_id``.
+        panel: where the list stands. ``right`` becomes ``below`` for very wide images; a long list flows on below.
+        title: one line above.
+        max_width: of the result, pixels. The text grows with it: 15 px at 1024.
+
+    Returns:
+        An RGB image, at most ``max_width`` wide.
+    """
+    image = _as_picture(record.read_image() if image is None else image)
+    if panel == "right" and image.width > WIDEST_BESIDE * image.height:
+        panel = "below"
+    picture, _ = paint_regions(image, record, round(max_width * (PICTURE_SHARE if panel == "right" else 1)), max_width)
+    if panel == "none" and title is None:
+        return picture
+    style = ListStyle.for_width(max_width)
+    entries = [] if panel == "none" else list_entries(record, categories)
+    return compose(picture, entries, panel, title, style, max_width)
+
+
+def _as_picture(image: ImageLike) -> Image.Image:
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))).convert("RGB")
+
+
+def _drawing_size(size: tuple[int, int], max_width: int, max_height: int) -> tuple[int, int]:
+    """Fit ``size`` into the limits; enlarge small pictures only."""
+    longest = max(size)
+    enlarge = ENLARGED_SIDE / longest if longest < SMALL_SIDE else 1.0
+    scale = min(enlarge, max_width / size[0], max_height / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def paint_regions(image: ImageLike, record: Record, max_width: int, max_height: int) -> tuple[Image.Image, Shapes]:
+    """Draw the regions and their badges over the image.
+
+    A sliver of an image is set on a grey ground that has room for badges.
+
+    Returns:
+        The picture, and the shapes in its pixels.
+    """
+    picture = _as_picture(image)
+    size = _drawing_size(picture.size, max_width, max_height)
+    picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
+    longest = max(picture.size)
+    radius = int(np.clip(round((picture.width * picture.height) ** 0.5 / 50), 8, 18))
+    shapes = rasterise(record, picture.size)
+    distance = distance_to_edge(shapes.owner)
+    painted = paint_shapes(picture, shapes, distance, line=max(2, round(longest / 400)))
+    ground = max(painted.width, 6 * radius), max(painted.height, 6 * radius)
+    if ground != painted.size:
+        left, top = (ground[0] - painted.width) // 2, (ground[1] - painted.height) // 2
+        shapes = shapes.moved(left, top, ground)
+        distance = distance_to_edge(shapes.owner)
+        canvas = Image.new("RGB", ground, LETTERBOX)
+        canvas.paste(painted, (left, top))
+        painted = canvas
+    badges, radius = place_badges(shapes, distance, radius)
+    paint_badges(painted, badges, radius)
+    return painted, shapes
+
+
+def comparison_grid(
+    items: Sequence[tuple[ImageLike | None, Record, Record]],
+    categories: Sequence[Category],
+    columns: int = 1,
+    *,
+    pair_width: int = 1024,
+) -> Image.Image:
+    """Draw pairs of pictures, the truth at the left and the prediction at the right, captions beneath each.
+
+    Args:
+        items: (image or None, truth, prediction) each.
+        categories: names for the regions' ``category_id``.
+        columns: pairs per row.
+        pair_width: pixels.
+
+    Returns:
+        An RGB image, ``columns * pair_width`` wide.
+    """
+    columns = max(1, min(columns, len(items)))
+    pairs = [_pair(image, truth, prediction, categories, pair_width) for image, truth, prediction in items]
+    rows = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
+    heights = [max(pair.height for pair in row) for row in rows]
+    grid = Image.new("RGB", (columns * pair_width, max(1, sum(heights))), WHITE)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for place, pair in enumerate(row):
+            grid.paste(pair, (place * pair_width, top))
+        top += height
+    return grid
+
+
+def _pair(
+    image: ImageLike | None, truth: Record, prediction: Record, categories: Sequence[Category], width: int
+) -> Image.Image:
+    image = truth.read_image() if image is None else image
+    half = (width - 8) // 2
+    sides = [
+        draw_record(image, record, categories, panel="below", title=f"{label} · {truth.image_id}", max_width=half)
+        for label, record in (("truth", truth), ("prediction", prediction))
+    ]
+    pair = Image.new("RGB", (width, max(side.height for side in sides) + 8), WHITE)
+    for place, side in enumerate(sides):
+        pair.paste(side, (place * (half + 8) + (half - side.width) // 2, 0))
+    return pair
+
+
+def print_regions(record: Record, categories: Sequence[Category], console: Console) -> None:
+    """Print the regions as a table: number, category, score, box (x0 y0 x1 y1, pixels) and caption."""
+    table = Table(title=f"{len(record.regions)} regions", title_justify="left")
+    for name, justify in (
+        ("#", "right"),
+        ("category", "left"),
+        ("score", "right"),
+        ("box", "right"),
+        ("caption", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")
+    for entry, box in zip(list_entries(record, categories), region_boxes(record), strict=True):
+        color = region_color(entry.index)
+        style = Style(color="rgb({},{},{})".format(*ink_on(color)), bgcolor="rgb({},{},{})".format(*color))
+        corners = " ".join(f"{side:.0f}" for side in box) if box else ""
+        # Text, not str: a caption may hold square brackets, which are markup to rich
+        texts = (Text(part) for part in (entry.name, entry.score, corners, entry.caption))
+        table.add_row(Text(f" {entry.index + 1} ", style), *texts)
+    console.print(table)
+
+
+def region_boxes(record: Record) -> list[tuple[float, float, float, float] | None]:
+    """Return each region's box (x0, y0, x1, y1), from its mask where it has none itself; None without geometry."""
+    return [
+        region.box_xyxy or (box_of_mask(mask) if mask is not None else None)
+        for region, mask in zip(record.regions, region_masks(record), strict=True)
+    ]
+
+
+def prediction_to_json(record: Record, categories: Sequence[Category]) -> dict[str, Any]:
+    """Return a prediction as plain JSON values that stand for themselves.
+
+    As `record_to_json`, but every region of an id map carries its own run-length mask and its box (x0, y0, x1, y1) in
+    absolute pixels, and every region its ``category_name`` and, even if empty, its captions.
+    """
+    body = record_to_json(record)
+    body.pop("id_map", None)
+    names = {category.id: category.name for category in categories}
+    for item, region, mask in zip(body["regions"], record.regions, region_masks(record), strict=True):
+        if mask is not None:
+            item.setdefault("mask", encode_mask(mask))
+            item.setdefault("box_xyxy", list(box_of_mask(mask)))
+        if "box_xyxy" in item:
+            item["box_xyxy"] = [float(side) for side in item["box_xyxy"]]
+        if region.category_id is not None:
+            item["category_name"] = category_name(region, names)
+        item.setdefault("captions", [])
+        item |= {name: float(item[name]) for name in ("score", "caption_score") if name in item}
+    return body

@@ -1,0 +1,1 @@
+"""Image encoders: normalised pixels in, feature maps at strides 4, 8, 16, 32 out."""

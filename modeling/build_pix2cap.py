@@ -1,0 +1,213 @@
+"""From configuration to model: the only place where Pix2Cap's numbers meet its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..datasets.records import Category
+from ..utils.errors import UsageError
+from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
+from .backbones.focal import FocalNet
+from .backbones.timm_backbone import TimmBackbone
+from .heads.panoptic import PanopticThresholds
+from .heads.semantic import SemanticHead
+from .layers.images import ImageBatch
+from .losses.criterion import SetCriterion
+from .matching.hungarian import MatchingCosts
+from .pix2cap import LossWeights, Pix2Cap
+from .pixel_decoders.deformable import DeformablePixelDecoder
+from .pixel_decoders.fpn import TransformerFPN
+from .region_encoders.query_decoder import QueryDecoder
+from .region_encoders.region_tokens import RegionTokens
+from .text_decoders.bert_captioner import BertCaptioner
+from .text_encoders.class_texts import BARE, CLIP_TEMPLATES, ClassTexts
+from .text_encoders.clip_text import ClipTextEncoder
+
+FROZEX_TRAINED = ("captioner.", "region_proj.", "region_tokens.", "decoder.classifier.")
+MASK_HEAD_TRAINED = ("decoder.cross_attention.", "decoder.self_attention.", "decoder.ffn.", "decoder.mask_embed.")
+
+
+def build_tokenizer(cfg: Any) -> CaptionTokenizer:
+    """Return the caption tokenizer that loader and model share."""
+    text = cfg.MODEL.TEXT_DECODER
+    return CaptionTokenizer.from_pretrained(text.TOKENIZER, max_tokens=text.MAX_STEPS, keep=text.KEEP_LONG)
+
+
+def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTokenizer) -> Pix2Cap:
+    """Assemble Pix2Cap and freeze what the configuration freezes.
+
+    Args:
+        cfg: the resolved configuration, MODEL.NAME ``pix2cap_model``.
+        categories: K classes of the training set, in the order of the class indices.
+        tokenizer: see `build_tokenizer`.
+    """
+    model, decoder_cfg = cfg.MODEL, cfg.MODEL.DECODER
+    _check(cfg, categories, tokenizer)
+    backbone = build_backbone(model.BACKBONE)
+    class_tokenizer = TextTokenizer.from_pretrained(model.TEXT.PRETRAINED_TOKENIZER, model.TEXT.CONTEXT_LENGTH)
+    templates = CLIP_TEMPLATES if model.TEXT.PROMPT_TEMPLATES == "clip" else BARE
+    weights = _loss_weights(decoder_cfg)
+    system = Pix2Cap(
+        categories=categories,
+        images=ImageBatch(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, decoder_cfg.SIZE_DIVISIBILITY),
+        backbone=backbone,
+        pixel_decoder=_pixel_decoder(model, backbone.channels),
+        decoder=_query_decoder(model),
+        lang_encoder=_text_encoder(model, class_tokenizer.vocab_size),
+        captioner=_captioner(model.TEXT_DECODER),
+        region_tokens=RegionTokens(
+            decoder_cfg.CAPTION_TOKENS,
+            dim=decoder_cfg.HIDDEN_DIM,
+            fine_dims=(model.ENCODER.MASK_DIM, backbone.channels["res2"]),
+        ),
+        region_dim=model.TEXT_DECODER.OBJECT_FEATURE_SIZE,
+        class_texts=ClassTexts([category.name for category in categories], class_tokenizer, templates),
+        tokenizer=tokenizer,
+        criterion=_criterion(decoder_cfg),
+        weights=weights,
+        thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
+        caption_match=decoder_cfg.DENSECAPTION_MATCH,
+        caption_gradient_scale=decoder_cfg.CAPTION_GRADIENT_SCALE,
+        semantic_head=SemanticHead(model.ENCODER.MASK_DIM, len(categories)) if weights.semantic else None,
+        class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
+        beam_size=model.TEXT_DECODER.BEAM_SIZE,
+        max_words=model.TEXT_DECODER.MAX_STEPS,
+    )
+    _freeze(system, cfg)
+    return system
+
+
+def build_backbone(cfg: Any) -> nn.Module:
+    """Return the image encoder that MODEL.BACKBONE names."""
+    if cfg.NAME.startswith("timm:"):
+        return TimmBackbone(cfg.NAME.removeprefix("timm:"), pretrained=cfg.LOAD_PRETRAINED)
+    focal = cfg.FOCAL
+    return FocalNet(
+        embed_dim=focal.EMBED_DIM,
+        depths=focal.DEPTHS,
+        num_levels=focal.FOCAL_LEVELS,
+        windows=focal.FOCAL_WINDOWS,
+        mlp_ratio=focal.MLP_RATIO,
+        dropout=focal.DROP_RATE,
+        drop_path=focal.DROP_PATH_RATE,
+        conv_embed=focal.USE_CONV_EMBED,
+        patch_norm=focal.PATCH_NORM,
+        scaling_modulator=focal.SCALING_MODULATOR,
+        post_norm=focal.USE_POSTLN,
+        modulation_post_norm=focal.USE_POSTLN_IN_MODULATION,
+        layer_scale=focal.USE_LAYERSCALE,
+        depthwise=cfg.NAME == "focal_dw",
+    )
+
+
+def _pixel_decoder(model: Any, channels: dict[str, int]) -> nn.Module:
+    common = {
+        "dim": model.ENCODER.CONVS_DIM,
+        "mask_dim": model.ENCODER.MASK_DIM,
+        "num_layers": model.ENCODER.TRANSFORMER_ENC_LAYERS,
+        "num_heads": model.DECODER.NHEADS,
+        "dropout": model.DECODER.DROPOUT,
+    }
+    if model.ENCODER.NAME == "transformer_encoder_deform":
+        return DeformablePixelDecoder(channels, **common)
+    return TransformerFPN(
+        channels, ffn_dim=model.DECODER.DIM_FEEDFORWARD, memory_strides=model.ENCODER.MEMORY_STRIDES, **common
+    )
+
+
+def _query_decoder(model: Any) -> QueryDecoder:
+    cfg = model.DECODER
+    return QueryDecoder(
+        num_queries=cfg.NUM_OBJECT_QUERIES,
+        dim=cfg.HIDDEN_DIM,
+        input_dim=model.ENCODER.CONVS_DIM,
+        mask_dim=model.ENCODER.MASK_DIM,
+        text_dim=model.DIM_PROJ,
+        num_heads=cfg.NHEADS,
+        ffn_dim=cfg.DIM_FEEDFORWARD,
+        num_layers=cfg.DEC_LAYERS - 1,
+        project_input=cfg.ENFORCE_INPUT_PROJ,
+        query_init_std=cfg.QUERY_INIT_STD,
+        mask_pooled=cfg.MASK_POOLED_QUERIES,
+        position_from_mask=cfg.QUERY_POSITION == "mask_centre",
+    )
+
+
+def _text_encoder(model: Any, vocab_size: int) -> ClipTextEncoder:
+    return ClipTextEncoder(
+        vocab_size=vocab_size,
+        context_length=model.TEXT.CONTEXT_LENGTH,
+        width=model.TEXT.WIDTH,
+        num_heads=model.TEXT.HEADS,
+        num_layers=model.TEXT.LAYERS,
+        output_dim=model.DIM_PROJ,
+    )
+
+
+def _captioner(cfg: Any) -> BertCaptioner:
+    return BertCaptioner(
+        region_dim=cfg.OBJECT_FEATURE_SIZE,
+        vocab_size=cfg.VOCAB_SIZE,
+        dim=cfg.HIDDEN_SIZE,
+        num_layers=cfg.NUM_LAYERS,
+        num_heads=cfg.ATTENTION_HEADS,
+        ffn_dim=cfg.FEEDFORWARD_SIZE,
+        dropout=cfg.DROPOUT,
+    )
+
+
+def _criterion(cfg: Any) -> SetCriterion:
+    return SetCriterion(
+        MatchingCosts(class_weight=cfg.CLASS_WEIGHT, mask_weight=cfg.MASK_WEIGHT, dice_weight=cfg.DICE_WEIGHT),
+        num_points=cfg.TRAIN_NUM_POINTS,
+        oversample_ratio=cfg.OVERSAMPLE_RATIO,
+        importance_ratio=cfg.IMPORTANCE_SAMPLE_RATIO,
+        no_object_weight=cfg.NO_OBJECT_WEIGHT,
+    )
+
+
+def _loss_weights(cfg: Any) -> LossWeights:
+    boxes = float(cfg.DETECTION and not cfg.FROZEX)  # a frozen box head cannot learn
+    return LossWeights(
+        mask_ce=cfg.CLASS_WEIGHT,
+        mask_bce=cfg.MASK_WEIGHT,
+        mask_dice=cfg.DICE_WEIGHT,
+        caption=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED else 0.0,
+        caption_points=min(cfg.TOP_DENSECAPTION_LAYERS, cfg.DEC_LAYERS),
+        box_l1=boxes * cfg.BBOX_WEIGHT,
+        box_giou=boxes * cfg.GIOU_WEIGHT,
+        semantic=cfg.SEMANTIC_AUX_WEIGHT,
+    )
+
+
+def _freeze(system: Pix2Cap, cfg: Any) -> None:
+    """Freeze once, before the optimiser exists (the published code toggles it in every forward)."""
+    solver, decoder = cfg.SOLVER, cfg.MODEL.DECODER
+    trained = FROZEX_TRAINED + (MASK_HEAD_TRAINED if cfg.MODEL.MASK_HEAD_ENABLED else ())
+    for name, parameter in system.named_parameters():
+        fixed = any(part in name and flag for part, flag in solver.FIX_PARAM.items())
+        fixed = fixed and not any(part in name for part in solver.IGNORE_FIX)
+        parameter.requires_grad_(not fixed and (not decoder.FROZEX or name.startswith(trained)))
+    if not (system.weights.box_l1 or system.weights.box_giou):
+        system.decoder.box_embed.requires_grad_(False)
+    if not system.weights.caption:
+        for part in (system.captioner, system.region_proj, system.region_tokens):
+            part.requires_grad_(False)
+
+
+def _check(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTokenizer) -> None:
+    for key, value, wanted in (
+        ("MODEL.ENCODER.NUM_CLASSES", cfg.MODEL.ENCODER.NUM_CLASSES, len(categories)),
+        ("MODEL.TEXT_DECODER.VOCAB_SIZE", cfg.MODEL.TEXT_DECODER.VOCAB_SIZE, tokenizer.vocab_size),
+    ):
+        if value != wanted:
+            raise UsageError(
+                "The model does not fit its data.",
+                where=key,
+                value=value,
+                allowed=f"{wanted}, as the data set and its vocabulary have",
+                fix=f"--overrides {key} {wanted}",
+            )

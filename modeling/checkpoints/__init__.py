@@ -1,0 +1,1 @@
+"""Weights from files: which fit, which are missing, and what to do about it."""

@@ -1,0 +1,1 @@
+"""Heads: hidden states and feature maps in, classes, masks, boxes and semantic maps out."""

@@ -1,0 +1,49 @@
+"""Dense semantic head, an auxiliary training signal."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...datasets.batches import RegionTargets
+
+
+class SemanticHead(nn.Module):
+    """Classify every position of the mask features; used in training only.
+
+    Args:
+        dim: width of the mask features.
+        num_classes: K.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(dim, num_classes, 1)
+
+    def loss(self, mask_features: Tensor, targets: list[RegionTargets]) -> Tensor:
+        """Return the sum of cross-entropies over positions that are not void; mask_features: (B, C, h, w)."""
+        logits = self.classify(mask_features)
+        height, width = logits.shape[-2:]
+        classes = torch.stack([semantic_map(t, height, width) for t in targets])
+        return F.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="sum")
+
+
+def count_positions(targets: list[RegionTargets]) -> int:
+    """Return how many positions `semantic_map` labels in a batch."""
+    return int(sum(torch.isin(_cells(target), target.segment_ids.int()).sum() for target in targets))
+
+
+def semantic_map(targets: RegionTargets, height: int, width: int) -> Tensor:
+    """Return the class at the middle of each cell, int64 (height, width), -1 = void or padding."""
+    ids = _cells(targets)
+    ids = F.pad(ids, (0, width - ids.shape[1], 0, height - ids.shape[0]))
+    classes = torch.full_like(ids, -1, dtype=torch.long)
+    for label, segment in zip(targets.labels, targets.segment_ids, strict=True):
+        classes = torch.where(ids == segment, label, classes)
+    return classes
+
+
+def _cells(targets: RegionTargets, stride: int = 4) -> Tensor:
+    """Return the id in the middle of each stride x stride cell."""
+    return targets.id_map[stride // 2 :: stride, stride // 2 :: stride]

@@ -1,0 +1,34 @@
+"""Images of different sizes as one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ImageBatch(nn.Module):
+    """Normalise, then pad right and below with zeros (the data set's mean colour).
+
+    Args:
+        mean, std: per channel, RGB, 0-255.
+        divisor: the padded size is the batch's largest, rounded up to a multiple of this.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], divisor: int) -> None:
+        super().__init__()
+        self.divisor = divisor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Sequence[Tensor]) -> Tensor:
+        """uint8 or float (3, H_i, W_i) each -> float32 (B, 3, H, W)."""
+        height, width = (
+            -(-max(image.shape[axis] for image in images) // self.divisor) * self.divisor for axis in (-2, -1)
+        )
+        return torch.stack([
+            F.pad((image.float() - self.mean) / self.std, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+            for image in images
+        ])

@@ -1,0 +1,1 @@
+"""Region encoders: geometry, queries or proposals in, a few vectors per region out."""

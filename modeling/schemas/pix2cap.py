@@ -1,0 +1,239 @@
+"""The MODEL section of Pix2Cap: original keys and defaults, and the named options that the publication lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...utils.config_keys import key, section
+from ...utils.schema import Conflict, ModelConfig
+
+
+@dataclass
+class TextEncoder:
+    """Text encoder that embeds the class names."""
+
+    ARCH: str = key("vlpencoder", "kind of text encoder", choices=["vlpencoder"])
+    NAME: str = key("transformer", "its network", choices=["transformer"])
+    TOKENIZER: str = key("clip", "kind of tokeniser")
+    PRETRAINED_TOKENIZER: str = key("openai/clip-vit-base-patch32", "tokeniser: hub name or folder")
+    CONTEXT_LENGTH: int = key(77, "tokens per text, padded", minimum=1)
+    WIDTH: int = key(512, "hidden size", minimum=1)
+    HEADS: int = key(8, "attention heads", minimum=1)
+    LAYERS: int = key(12, "layers", minimum=1)
+    PROMPT_TEMPLATES: str = key(
+        "clip",
+        "+ sentences per class name: CLIP's 80 prompts and the bare name, or that alone",
+        choices=["clip", "bare"],
+    )
+    AUTOGRESSIVE: bool = key(True, "causal attention (spelt as in the original)")
+
+
+@dataclass
+class Focal:
+    """FocalNet; lists have one entry per stage."""
+
+    PATCH_SIZE: int = key(4, "stride of the stem, pixels", minimum=1)
+    EMBED_DIM: int = key(192, "channels of the first stage, doubled at each next", minimum=1)
+    DEPTHS: list[int] = key([2, 2, 18, 2], "blocks per stage", minimum=1)
+    FOCAL_LEVELS: list[int] = key([4, 4, 4, 4], "focal levels", minimum=1)
+    FOCAL_WINDOWS: list[int] = key([3, 3, 3, 3], "kernel of the first focal level, +2 per level", minimum=1)
+    DROP_PATH_RATE: float = key(0.3, "stochastic depth of the last block, rising from 0", minimum=0, maximum=0.99)
+    MLP_RATIO: float = key(4.0, "hidden size of the MLP in channels", minimum=0.01)
+    DROP_RATE: float = key(0.0, "dropout", minimum=0, maximum=0.99)
+    PATCH_NORM: bool = key(True, "normalise after the stem and each downsampling")
+    USE_CONV_EMBED: bool = key(True, "overlapping convolutions for stem and downsampling")
+    SCALING_MODULATOR: bool = key(True, "divide the modulator by the number of its summands")
+    USE_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
+    USE_POSTLN: bool = key(True, "normalise after each branch instead of before")
+    USE_POSTLN_IN_MODULATION: bool = key(False, "normalise inside the modulation as well")
+    USE_LAYERSCALE: bool = key(True, "learned scale on each branch, initially 1e-4")
+    OUT_FEATURES: list[str] = key(
+        ["res2", "res3", "res4", "res5"], "stages passed on", choices=["res2", "res3", "res4", "res5"]
+    )
+    OUT_INDICES: list[int] = key([0, 1, 2, 3], "the same by number", choices=[0, 1, 2, 3])
+
+
+@dataclass
+class Backbone:
+    """Image encoder."""
+
+    NAME: str = key("focal", "focal, focal_dw or timm:<model name>", choices=["focal", "focal_dw", "timm:?*"])
+    LOAD_PRETRAINED: bool = key(False, "start the backbone from PRETRAINED")
+    PRETRAINED: str = key("", "weights file of the backbone")
+    FOCAL: Focal = section(Focal)
+
+
+@dataclass
+class PixelDecoder:
+    """Pixel decoder."""
+
+    NAME: str = key(
+        "transformer_encoder_fpn",
+        "feature pyramid, or multi-scale deformable attention",
+        choices=["transformer_encoder_fpn", "transformer_encoder_deform"],
+    )
+    NUM_CLASSES: int = key(133, "classes, without background", minimum=1)
+    CONVS_DIM: int = key(512, "channels of the maps", minimum=1)
+    MASK_DIM: int = key(512, "channels of the mask features", minimum=1)
+    NORM: str = key("GN", "GN: group normalisation; empty: none", choices=["GN", ""])
+    IN_FEATURES: list[str] = key(
+        ["res2", "res3", "res4", "res5"],
+        "backbone stages used, fine to coarse",
+        choices=["res2", "res3", "res4", "res5"],
+    )
+    DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES: list[str] = key(
+        ["res3", "res4", "res5"], "stages under deformable attention", choices=["res2", "res3", "res4", "res5"]
+    )
+    MEMORY_STRIDES: list[int] = key(
+        [32, 16, 8], "+ strides of the three maps the queries attend to, coarse first", choices=[4, 8, 16, 32]
+    )
+    COMMON_STRIDE: int = key(4, "stride of the mask features, pixels", choices=[4, 8, 16, 32])
+    TRANSFORMER_ENC_LAYERS: int = key(6, "transformer encoder layers", minimum=0)
+
+
+@dataclass
+class DenseCaption:
+    """Captions of the segments."""
+
+    ENABLED: bool = key(True, "train on the caption loss")
+
+
+@dataclass
+class DecoderTest:
+    """What inference returns."""
+
+    SEMANTIC_ON: bool = key(True, "semantic segmentation")
+    INSTANCE_ON: bool = key(True, "instances")
+    PANOPTIC_ON: bool = key(True, "panoptic segmentation with captions")
+    OBJECT_MASK_THRESHOLD: float = key(0.8, "class probability a query needs to become a segment", minimum=0, maximum=1)
+    OVERLAP_THRESHOLD: float = key(0.8, "part of its mask that must stay visible", minimum=0, maximum=1)
+
+
+@dataclass
+class QueryDecoder:
+    """Query decoder and losses."""
+
+    NAME: str = key("pix2cap_transformer_decoder", "kind of decoder", choices=["pix2cap_transformer_decoder"])
+    TRANSFORMER_IN_FEATURE: str = key(
+        "multi_scale_pixel_decoder", "what the queries attend to", choices=["multi_scale_pixel_decoder"]
+    )
+    MASK: bool = key(True, "predict masks")
+    DETECTION: bool = key(False, "add boxes to the instances (the published command's Fasle counted as True there)")
+    FROZEX: bool = key(
+        True,
+        "train only captioner and class projection (with MASK_HEAD_ENABLED: query decoder layers and mask head too)",
+    )
+    DENSECAPTION: DenseCaption = section(DenseCaption)
+    HIDDEN_DIM: int = key(512, "width", minimum=1)
+    NUM_OBJECT_QUERIES: int = key(201, "queries, the last of them the image-level class query", minimum=2)
+    NHEADS: int = key(8, "attention heads", minimum=1)
+    DEC_LAYERS: int = key(10, "prediction points: layers + 1, the first before any layer", minimum=2)
+    DIM_FEEDFORWARD: int = key(2048, "hidden size of the feed-forward blocks", minimum=1)
+    DROPOUT: float = key(
+        0.0, "dropout of the pixel decoder's encoder (the query decoder has none)", minimum=0, maximum=0.99
+    )
+    PRE_NORM: bool = key(False, "normalise before each block instead of after")
+    ENFORCE_INPUT_PROJ: bool = key(False, "project the maps even where their width fits")
+    SIZE_DIVISIBILITY: int = key(32, "images are padded to multiples of this, pixels", minimum=1)
+    DEEP_SUPERVISION: bool = key(True, "losses at every prediction point, not only the last")
+    TOP_MASK_LAYERS: int = key(10, "prediction points, from the last, with class and mask losses", minimum=1)
+    TOP_DENSECAPTION_LAYERS: int = key(3, "prediction points, from the last, with the caption loss", minimum=0)
+    CLASS_WEIGHT: float = key(2.0, "weight of the class loss and cost", minimum=0)
+    MASK_WEIGHT: float = key(5.0, "weight of the mask cross-entropy and its cost", minimum=0)
+    DICE_WEIGHT: float = key(5.0, "weight of the dice loss and cost", minimum=0)
+    BBOX_WEIGHT: float = key(5.0, "weight of the box L1 loss and cost", minimum=0)
+    GIOU_WEIGHT: float = key(2.0, "weight of the box GIoU loss and cost", minimum=0)
+    DENSECAPTION_WEIGHT: float = key(1.0, "weight of the caption loss", minimum=0)
+    NO_OBJECT_WEIGHT: float = key(0.1, "class-loss weight of unmatched queries", minimum=0)
+    TRAIN_NUM_POINTS: int = key(12544, "points sampled per mask for matching and losses", minimum=1)
+    OVERSAMPLE_RATIO: float = key(3.0, "candidates per point", minimum=1)
+    IMPORTANCE_SAMPLE_RATIO: float = key(
+        0.75, "part of the points taken where the mask is least certain", minimum=0, maximum=1
+    )
+    TEST: DecoderTest = section(DecoderTest)
+    QUERY_INIT_STD: float = key(1.0, "+ standard deviation of the initial queries", minimum=0)
+    QUERY_POSITION: str = key(
+        "learned", "+ query position: learned, or from the mask's centre", choices=["learned", "mask_centre"]
+    )
+    MASK_POOLED_QUERIES: bool = key(False, "+ add features pooled under a query's mask to the query")
+    SEMANTIC_AUX_WEIGHT: float = key(0.0, "+ weight of a dense semantic loss on the mask features; 0: none", minimum=0)
+    CLASS_QUERY_IN_PANOPTIC: bool = key(True, "+ the class query may become a segment, as upstream")
+    CAPTION_TOKENS: list[str] = key(
+        ["query", "global"],
+        "+ what the captioner sees of a region",
+        choices=["query", "global", "mask_pooled", "position", "grid", "others"],
+    )
+    CAPTION_GRADIENT_SCALE: float = key(1 / 3, "+ factor of the caption loss's gradient into the regions", minimum=0)
+    DENSECAPTION_MATCH: str = key(
+        "iou", "+ caption loss on the query of highest mask IoU, or the matched one", choices=["iou", "hungarian"]
+    )
+
+
+@dataclass
+class TextDecoder:
+    """Caption decoder."""
+
+    DECODER_TYPE: str = key("bert_en", "kind of decoder", choices=["bert_en"])
+    TOKENIZER: str = key("bert-base-uncased", "+ tokeniser: hub name or folder")
+    OBJECT_FEATURE_SIZE: int = key(256, "width of the region tokens", minimum=1)
+    VOCAB_SIZE: int = key(30522, "size of the caption vocabulary", minimum=4)
+    HIDDEN_SIZE: int = key(768, "width", minimum=1)
+    NUM_LAYERS: int = key(6, "layers", minimum=1)
+    ATTENTION_HEADS: int = key(12, "attention heads", minimum=1)
+    FEEDFORWARD_SIZE: int = key(3072, "hidden size of the feed-forward blocks", minimum=1)
+    DROPOUT: float = key(0.1, "+ dropout of the caption decoder", minimum=0, maximum=0.99)
+    MASK_FUTURE_POSITIONS: bool = key(True, "causal attention among the words")
+    PADDING_IDX: int = key(0, "id of the padding token", minimum=0)
+    USE_ACT_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
+    MAX_STEPS: int = key(40, "tokens per caption, start and end included", minimum=3, maximum=1024)
+    KEEP_LONG: str = key(
+        "last", "+ which end of a too long caption is kept; last as upstream", choices=["last", "first"]
+    )
+    BEAM_SIZE: int = key(1, "beams when generating captions; 1: greedy", minimum=1)
+
+
+@dataclass
+class Pix2CapModelConfig(ModelConfig):
+    """Pix2Cap: panoptic segmentation with a caption per segment."""
+
+    HEAD: str = key("pix2cap_head", "kind of head", choices=["pix2cap_head"])
+    DIM_PROJ: int = key(512, "width of the space shared by class names and queries", minimum=1)
+    MASK_HEAD_ENABLED: bool = key(False, "with FROZEX: train the query decoder's layers and the mask head as well")
+    TEXT: TextEncoder = section(TextEncoder)
+    BACKBONE: Backbone = section(Backbone)
+    ENCODER: PixelDecoder = section(PixelDecoder)
+    DECODER: QueryDecoder = section(QueryDecoder)
+    TEXT_DECODER: TextDecoder = section(TextDecoder)
+
+    DEAD: ClassVar[tuple[str, ...]] = (
+        *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.BACKBONE_DIM"),
+        *("MODEL.BACKBONE.FOCAL.PRETRAIN_IMG_SIZE", "MODEL.ENCODER.IGNORE_VALUE", "MODEL.ENCODER.LOSS_WEIGHT"),
+        *("MODEL.DECODER.COSINE.*", "MODEL.DECODER.COSINE_WEIGHT", "MODEL.DECODER.TOP_COSINE_LAYERS"),
+        *("MODEL.DECODER.BACKBONER_WEIGHT", "MODEL.DECODER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"),
+    )
+
+    @staticmethod
+    def conflicts(cfg: Any) -> Iterator[Conflict]:
+        """Yield widths that their heads don't divide, and stage lists of unequal length."""
+        model = cfg.MODEL
+        focal = model.BACKBONE.FOCAL
+        for width, parts in (
+            ("MODEL.DECODER.HIDDEN_DIM", "MODEL.DECODER.NHEADS"),
+            ("MODEL.ENCODER.CONVS_DIM", "MODEL.DECODER.NHEADS"),
+            ("MODEL.TEXT.WIDTH", "MODEL.TEXT.HEADS"),
+            ("MODEL.TEXT_DECODER.HIDDEN_SIZE", "MODEL.TEXT_DECODER.ATTENTION_HEADS"),
+        ):
+            whole, part = _select(cfg, width), _select(cfg, parts)
+            if whole % part:
+                yield width, f"{whole} is not a multiple of {parts} {part}"
+        for name in ("FOCAL_LEVELS", "FOCAL_WINDOWS"):
+            if len(focal[name]) != len(focal.DEPTHS):
+                yield f"MODEL.BACKBONE.FOCAL.{name}", f"{len(focal[name])} stages, but DEPTHS has {len(focal.DEPTHS)}"
+
+
+def _select(cfg: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        cfg = cfg[name]
+    return cfg

@@ -1,0 +1,1 @@
+"""Text decoders: region tokens in, words out."""

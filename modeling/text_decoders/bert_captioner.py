@@ -1,0 +1,164 @@
+"""BERT-style captioner (GIT, GRiT, Pix2Cap): region tokens and words in one sequence of bidirectional layers.
+
+The mask lets words see every region token and the words before them; region tokens see one another only, so their keys
+and values never change and a cache is exact.
+
+Shapes: R regions, M tokens per region, T words, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BertAttention(nn.Module):
+    """BERT self-attention with residual and post-norm; keys and values may be extended from a cache."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.dense = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, N, D) -> two of (R, heads, N, D / heads)."""
+        return self._heads(self.key(x)), self._heads(self.value(x))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
+        """x: (R, N, D); keys, values: (R, heads, N', D / heads); allowed: bool (N, N')."""
+        dropout = self.dropout.p if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            self._heads(self.query(x)), keys, values, attn_mask=allowed, dropout_p=dropout
+        )
+        return self.norm(x + self.dropout(self.dense(out.transpose(1, 2).flatten(2))))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class BertLayer(nn.Module):
+    """Attention, then Linear - GELU - Linear with residual and post-norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = BertAttention(dim, num_heads, dropout)
+        self.intermediate = nn.Linear(dim, ffn_dim)
+        self.output = nn.Linear(ffn_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
+        """(R, N, D) -> (R, N, D); see `BertAttention.forward`."""
+        x = self.attention(x, keys, values, allowed)
+        return self.norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
+
+
+class CaptionCache:
+    """Keys and values of the tokens so far, one pair per layer, preallocated (R, heads, M + T, D / heads)."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]], length: int) -> None:
+        self.length = pairs[0][0].shape[2]
+        self.keys = [F.pad(keys, (0, 0, 0, length)) for keys, _ in pairs]
+        self.values = [F.pad(values, (0, 0, 0, length)) for _, values in pairs]
+        self.num_region_tokens = self.length
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one token's keys and values and return those of all tokens so far."""
+        end = self.length + 1
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order (finished rows leave, beams are reordered)."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class BertCaptioner(nn.Module):
+    """Writes a sentence about a region.
+
+    Args:
+        region_dim: width of the region tokens given.
+        vocab_size: V; the output layer shares the word table's weights.
+        dim: D.
+        num_layers, num_heads, ffn_dim, dropout: of the layers.
+        max_positions: rows of the position table.
+    """
+
+    def __init__(
+        self,
+        *,
+        region_dim: int,
+        vocab_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float = 0.1,
+        max_positions: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.region_proj = nn.Sequential(nn.Linear(region_dim, dim), nn.LayerNorm(dim))
+        self.words = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Embedding(max_positions, dim)
+        self.embedding_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(BertLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        self.output = nn.Linear(dim, vocab_size)
+        self.output.weight = self.words.weight
+
+    def forward(self, region_tokens: Tensor, words: Tensor) -> Tensor:
+        """Return the states from which each next word is predicted.
+
+        Args:
+            region_tokens: (R, M, region_dim).
+            words: int64 (R, T).
+
+        Returns:
+            (R, T, D); `logits` maps any of them to the vocabulary.
+        """
+        x = torch.cat((self.region_proj(region_tokens), self._embed(words, 0)), 1)
+        allowed = _sequence_mask(region_tokens.shape[1], words.shape[1], x.device)
+        for layer in self.layers:
+            x = layer(x, *layer.attention.keys_values(x), allowed)
+        return x[:, region_tokens.shape[1] :]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.output(states)
+
+    def prefill(self, region_tokens: Tensor, max_words: int) -> CaptionCache:
+        """Encode the region tokens once; (R, M, region_dim)."""
+        x = self.region_proj(region_tokens)
+        pairs = []
+        for layer in self.layers:
+            pairs.append(layer.attention.keys_values(x))
+            x = layer(x, *pairs[-1], None)
+        return CaptionCache(pairs, max_words)
+
+    def step(self, words: Tensor, cache: CaptionCache) -> Tensor:
+        """Read one more word per region, int64 (R,), and return the next one's logits, float32 (R, V)."""
+        x = self._embed(words[:, None], cache.length - cache.num_region_tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, *cache.append(index, *layer.attention.keys_values(x)), None)
+        cache.length += 1
+        return self.logits(x[:, 0]).float()
+
+    def _embed(self, words: Tensor, start: int) -> Tensor:
+        positions = self.positions.weight[start : start + words.shape[1]]
+        return self.dropout(self.embedding_norm(self.words(words) + positions))
+
+
+def _sequence_mask(num_region_tokens: int, num_words: int, device: torch.device) -> Tensor:
+    """Return bool (M + T, M + T), True = may attend."""
+    total = num_region_tokens + num_words
+    allowed = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    allowed[:num_region_tokens, :num_region_tokens] = True
+    return allowed

@@ -1,0 +1,144 @@
+"""The generation loop: batched over regions, cached, stopping early.
+
+Shapes: R regions, K beams, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+FORBIDDEN = -10000.0  # the published search overwrites a forbidden word's logit with this
+
+
+class StepDecoder(Protocol):
+    """What `generate` needs of a decoder."""
+
+    def prefill(self, region_tokens: Tensor, max_words: int) -> Any:
+        """Return a cache with ``select(rows)``."""
+
+    def step(self, words: Tensor, cache: Any) -> Tensor:
+        """Return the next word's logits, float32 (R, V)."""
+
+
+@dataclass(slots=True)
+class GeneratedText:
+    """Attributes:
+    tokens: int64 (R, T), start token first, ``end_id`` after the end.
+    scores: float32 (R,), summed log-probability over the number of generated tokens (the end counted once).
+    """
+
+    tokens: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def generate(
+    decoder: StepDecoder,
+    region_tokens: Tensor,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int = 40,
+    beam_size: int = 1,
+    rollouts: bool = False,
+) -> GeneratedText:
+    """Write one text per region; immediate repetition of a word is forbidden, as in GRiT.
+
+    Args:
+        decoder: with `StepDecoder`'s two methods.
+        region_tokens: (R, M, D).
+        start_id, end_id: first and last token of every text.
+        max_length: tokens, start token included.
+        beam_size: K; 1 is greedy search.
+        rollouts: GRiT's "beam" search, which continues the K best first words greedily; else a true beam search.
+
+    Returns:
+        `GeneratedText`; with beams, the text with the largest summed log-probability.
+    """
+    if not len(region_tokens):
+        empty = torch.full((0, 1), start_id, dtype=torch.long, device=region_tokens.device)
+        return GeneratedText(empty, region_tokens.new_zeros(0, dtype=torch.float32))
+    cache = decoder.prefill(region_tokens, max_length)
+    if beam_size == 1:
+        return _greedy(decoder, cache, len(region_tokens), start_id, end_id, max_length)
+    return _beam(decoder, cache, len(region_tokens), start_id, end_id, max_length, beam_size, rollouts)
+
+
+def _greedy(
+    decoder: StepDecoder, cache: Any, num_regions: int, start_id: int, end_id: int, max_length: int
+) -> GeneratedText:
+    device = next(decoder.parameters()).device
+    tokens = torch.full((num_regions, max_length), end_id, dtype=torch.long, device=device)
+    tokens[:, 0] = start_id
+    total = torch.zeros(num_regions, device=device)
+    count = torch.zeros(num_regions, device=device)
+    rows = torch.arange(num_regions, device=device)  # regions still being written
+    words = tokens[:, 0]
+    for position in range(1, max_length):
+        log_probs = _step(decoder, words, cache, forbid_repeat=position > 1)
+        best, words = log_probs.max(-1)
+        tokens[rows, position] = words
+        total[rows] += best
+        count[rows] += 1
+        alive = words != end_id
+        if not bool(alive.any()):
+            break
+        if not bool(alive.all()):
+            rows, words = rows[alive], words[alive]
+            cache.select(alive)
+    return GeneratedText(tokens[:, : position + 1], total / count)
+
+
+def _step(decoder: StepDecoder, words: Tensor, cache: Any, *, forbid_repeat: bool) -> Tensor:
+    logits = decoder.step(words, cache)
+    if forbid_repeat:
+        logits = logits.scatter(1, words[:, None], FORBIDDEN)
+    return logits.log_softmax(-1)
+
+
+def _beam(
+    decoder: StepDecoder,
+    cache: Any,
+    num_regions: int,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    beams: int,
+    rollouts: bool,
+) -> GeneratedText:
+    device = next(decoder.parameters()).device
+    words = torch.full((num_regions,), start_id, dtype=torch.long, device=device)
+    total, first = _step(decoder, words, cache, forbid_repeat=False).topk(beams, -1)  # R K
+    beams = total.shape[1]
+    cache.select(torch.arange(num_regions, device=device).repeat_interleave(beams))
+    tokens = torch.full((num_regions, beams, 2), start_id, dtype=torch.long, device=device)
+    tokens[..., 1] = first
+    while tokens.shape[-1] < max_length and not bool((tokens[..., -1] == end_id).all()):
+        words = tokens[..., -1].flatten()
+        log_probs = _step(decoder, words, cache, forbid_repeat=True)
+        finished = words == end_id
+        log_probs[finished] = float("-inf")
+        log_probs[finished, end_id] = 0.0
+        log_probs = log_probs.view(num_regions, beams, -1)
+        total, origin, chosen = _extend(total, log_probs, rollouts)
+        cache.select((origin + torch.arange(num_regions, device=device)[:, None] * beams).flatten())
+        tokens = torch.cat((tokens.gather(1, origin[..., None].expand_as(tokens)), chosen[..., None]), -1)
+    best = total.argmax(1)
+    rows = torch.arange(num_regions, device=device)
+    tokens, total = tokens[rows, best], total[rows, best]
+    generated = (tokens[:, 1:] != end_id).sum(1) + (tokens[:, 1:] == end_id).any(1)
+    return GeneratedText(tokens, total / generated)
+
+
+def _extend(total: Tensor, log_probs: Tensor, rollouts: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return new scores, the beam each text continues and its next word, all (R, K)."""
+    num_regions, beams, vocab = log_probs.shape
+    if rollouts:
+        best, chosen = log_probs.max(-1)
+        return total + best, torch.arange(beams, device=total.device).expand(num_regions, -1), chosen
+    total, flat = (total[..., None] + log_probs).flatten(1).topk(beams, -1)
+    return total, flat // vocab, flat % vocab

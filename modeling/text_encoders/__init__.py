@@ -1,0 +1,1 @@
+"""Text encoders: sentences in, one vector each out."""

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from locap.datasets.records import Record, Region, encode_mask
+from locap.evaluation.panoptic import PanopticQuality
+from locap.evaluation.segments import joint_histogram, measure_overlap
+from locap.evaluation.stored import load_ground_truth, load_predictions
+from locap.utils.errors import DataError
+
+from .conftest import CATEGORIES
+
+
+def quality(images, categories=CATEGORIES):
+    evaluator = PanopticQuality(categories)
+    for truth, predicted in images:
+        evaluator.update(truth, predicted)
+    return evaluator.compute()
+
+
+def test_crowd_void_and_class_rules(pix2cap_image):
+    result = quality([pix2cap_image])
+    rows = {row[0]: row for row in result.tables["classes"].rows}
+    assert [rows[i][6:] for i in (1, 3, 184)] == [(2, 0, 0), (0, 1, 0), (1, 0, 0)]
+    assert result.figures["pq"] == pytest.approx((49 / 60 + 0.625) / 3, abs=1e-15)
+    assert result.figures["sq"] == pytest.approx(result.figures["pq"], abs=1e-15)
+    assert result.figures["rq"] == pytest.approx(2 / 3, abs=1e-15)
+    assert result.figures["pq_stuff"] == 0.625
+
+
+def test_perfect_prediction_scores_one(make_images):
+    images = [(truth, truth) for truth, _ in make_images(5)]
+    figures = quality(images).figures
+    assert {name: figures[name] for name in figures if name.startswith(("pq", "sq", "rq"))} == dict.fromkeys(
+        figures, 1.0
+    )
+
+
+def test_counts_equal_a_pixelwise_reference(make_images):
+    """The rules of panopticapi written down pair by pair on boolean masks."""
+    expected = {category.id: [0, 0, 0, 0.0] for category in CATEGORIES}
+    images = make_images(25)
+    for truth, predicted in images:
+        matched = set()
+        for t in truth.regions:
+            for p in predicted.regions:
+                a, b = truth.id_map == t.id, predicted.id_map == p.id
+                union = (a | b).sum() - (b & (truth.id_map == 0)).sum()
+                if t.is_crowd or t.category_id != p.category_id or (a & b).sum() / union <= 0.5:
+                    continue
+                matched |= {("t", t.id), ("p", p.id)}
+                expected[t.category_id][0] += 1
+                expected[t.category_id][3] += (a & b).sum() / union
+        for t in truth.regions:
+            expected[t.category_id][2] += not t.is_crowd and ("t", t.id) not in matched
+        for p in predicted.regions:
+            b = predicted.id_map == p.id
+            crowds = [t.id for t in truth.regions if t.is_crowd and t.category_id == p.category_id][-1:]
+            excused = (b & np.isin(truth.id_map, [0, *crowds])).sum() / b.sum()
+            expected[p.category_id][1] += ("p", p.id) not in matched and excused <= 0.5
+    for row in quality(images).tables["classes"].rows:
+        tp, fp, fn, total = expected[row[0]]
+        assert (row[6], row[7], row[8]) == (tp, fp, fn)
+        assert row[3] == pytest.approx(total / (tp + fp / 2 + fn / 2), abs=1e-14)
+
+
+def test_joint_histogram_counts_every_pair():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, (7, 9)) * 4_000_000, rng.integers(0, 4, (7, 9))
+    rows, columns, counts = joint_histogram(first, second)
+    assert counts.sum() == 63
+    assert all(
+        counts[i, j] == ((first == a) & (second == b)).sum() for i, a in enumerate(rows) for j, b in enumerate(columns)
+    )
+
+
+def test_any_number_of_ranks_gives_the_same_bits(make_images):
+    images = make_images(11)
+    whole = quality(images)
+    for ranks in (2, 4):
+        parts = [PanopticQuality(CATEGORIES) for _ in range(ranks)]
+        for index, image in enumerate(reversed(images)):
+            parts[index % ranks].update(*image)
+        for part in parts[1:]:
+            parts[0].merge_state(json.loads(json.dumps(part.state())))
+        assert parts[0].compute() == whole
+
+
+def test_an_image_counts_once(pix2cap_image):
+    first, second = PanopticQuality(CATEGORIES), PanopticQuality(CATEGORIES)
+    first.update(*pix2cap_image)
+    second.update(*pix2cap_image)
+    with pytest.raises(DataError, match=r"1 image\(s\) were evaluated twice"):
+        first.update(*pix2cap_image)
+    with pytest.raises(DataError, match=r"1 image\(s\) were evaluated twice"):
+        first.merge(second)
+
+
+def test_masks_serve_in_place_of_an_id_map(pix2cap_image):
+    truth, predicted = pix2cap_image
+    regions = [Region(r.id, r.category_id, mask=encode_mask(predicted.id_map == r.id)) for r in predicted.regions]
+    assert quality([(truth, Record(7, 10, 10, regions=regions))]) == quality([pix2cap_image])
+    regions[1].mask = regions[0].mask
+    with pytest.raises(DataError, match="Masks overlap"):
+        quality([(truth, Record(7, 10, 10, regions=regions))])
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([Region(1, 1), Region(1, 1)], "Segment ids are not unique"),
+        ([Region(1, 77)], "1 segment.s. of a category that the data set does not have"),
+        ([], "pixels of segments that are not listed"),
+        ([Region(1, 1), Region(9, 1)], "Listed segments have no pixels"),
+    ],
+)
+def test_ids_that_disagree_are_refused(regions, message):
+    truth = Record(1, 2, 2, id_map=np.ones((2, 2), np.int32), regions=[Region(1, 1)])
+    with pytest.raises(DataError, match=message):
+        quality([(truth, Record(1, 2, 2, id_map=np.ones((2, 2), np.int32), regions=regions))])
+
+
+def test_sizes_must_agree():
+    truth = Record(1, 2, 2, id_map=np.ones((2, 2), np.int32), regions=[Region(1, 1)])
+    with pytest.raises(DataError, match="another size than its image"):
+        quality([(truth, Record(1, 2, 3, id_map=np.ones((2, 3), np.int32), regions=[Region(1, 1)]))])
+    with pytest.raises(DataError, match="differ in size"):
+        quality([(truth, Record(1, 2, 2, id_map=np.ones((2, 3), np.int32), regions=[Region(1, 1)]))])
+
+
+def test_nothing_there_and_nothing_predicted_is_undefined_not_zero():
+    empty = Record(1, 2, 2, id_map=np.zeros((2, 2), np.int32))
+    result = quality([(empty, empty)])
+    assert "pq" not in result.figures
+    assert "no segment" in result.undefined["pq"]
+
+
+def test_stated_area_of_the_ground_truth_counts():
+    truth = Record(1, 2, 2, id_map=np.ones((2, 2), np.int32), regions=[Region(1, 1, area=8)])
+    overlap = measure_overlap(truth, Record(1, 2, 2, id_map=truth.id_map, regions=[Region(1, 1)]), {1})
+    assert overlap.iou.tolist() == [[0.5]]
+
+
+@pytest.mark.parametrize("case", ["synthetic", "coco_sample"])
+def test_equals_panopticapi(shared, case):
+    folder = shared / "golden" / "eval" / "panoptic_quality"
+    expected = json.loads((folder / "expected.json").read_text())["cases"][case]
+    truth, categories = load_ground_truth(folder / case / "panoptic_gt.json")
+    predicted = load_predictions(folder / case / "panoptic_pred.json", truth)
+    result = quality(zip(truth, predicted, strict=True), categories)
+    for group, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
+        for name in ("pq", "sq", "rq"):
+            assert result.figures[name + suffix] == pytest.approx(expected["results"][group][name], abs=1e-12)
+        assert result.counts[f"classes{suffix}"] == expected["results"][group]["n"]
+    rows = {str(row[0]): row for row in result.tables["classes"].rows}
+    assert {key: list(row[6:]) for key, row in rows.items()} == {
+        key: values[:3] for key, values in expected["per_category_tp_fp_fn_iou"].items()
+    }
+    for key, row in rows.items():
+        stated = expected["results"]["per_class"][key]
+        assert row[3:6] == pytest.approx([stated["pq"], stated["sq"], stated["rq"]], abs=1e-12)

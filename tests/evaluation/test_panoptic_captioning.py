@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from locap.datasets.records import Record, Region
+from locap.evaluation import captions
+from locap.evaluation.captions import java, ptb
+from locap.evaluation.captions.meteor import Meteor
+from locap.evaluation.panoptic_captioning import NO_SEGMENT, PanopticCaptioning, take_segments
+from locap.evaluation.panoptic_captioning_upstream import character_meteor
+from locap.evaluation.stored import load_ground_truth, load_predictions
+from locap.utils.errors import DataError, MissingDependencyError, UsageError
+
+from .conftest import CATEGORIES
+
+
+def evaluate(images, variant="standard", categories=CATEGORIES):
+    evaluator = PanopticCaptioning(categories, variant=variant, image_order=[truth.image_id for truth, _ in images])
+    for truth, predicted in images:
+        evaluator.update(truth, predicted)
+    return evaluator.compute()
+
+
+def breakdown(result):
+    return {row[:2]: row[2] for row in result.tables["average_precision"].rows}
+
+
+class TestStandard:
+    def test_perfect_predictions_score_one(self, meteor, make_images):
+        images = []
+        for truth, _ in make_images(4):
+            truth.regions = [region for region in truth.regions if not region.is_crowd]
+            truth.id_map = np.where(np.isin(truth.id_map, [r.id for r in truth.regions]), truth.id_map, 0)
+            predicted = copy.deepcopy(truth)
+            for region in predicted.regions:
+                region.captions = region.captions[1:]  # any one of the references
+            images.append((truth, predicted))
+        figures = evaluate(images).figures
+        for name in ("map", "detection_map", "meteor", "rouge_l", "bleu_1", "bleu_4", "pq", "sq", "rq"):
+            assert figures[name] == pytest.approx(1.0, abs=1e-8), name
+
+    def test_ranks_and_order_do_not_change_a_bit(self, meteor, make_images):
+        images = make_images(9)
+        whole = evaluate(images)
+        assert 0 < whole.figures["map"] < whole.figures["detection_map"] < 1
+        for ranks in (2, 4):
+            parts = [PanopticCaptioning(CATEGORIES) for _ in range(ranks)]
+            for index, image in enumerate(reversed(images)):
+                parts[index % ranks].update(*image)
+            for part in parts[1:]:
+                parts[0].merge_state(json.loads(json.dumps(part.state())))
+            assert parts[0].compute() == whole
+        assert evaluate(images[::-1]) == whole
+
+    def test_the_wording_counts(self, meteor, pix2cap_image):
+        truth, predicted = pix2cap_image
+        plain = evaluate([pix2cap_image])
+        right = copy.deepcopy(predicted)
+        right.regions[0].captions = ("A man in red.",)
+        better = evaluate([(truth, right)])
+        assert better.figures["map"] > plain.figures["map"]
+        assert better.figures["detection_map"] == plain.figures["detection_map"]
+        assert breakdown(better)[0.3, 0.25] > breakdown(plain)[0.3, 0.25] == 0
+
+    def test_matching_is_one_to_one_and_class_free(self, pix2cap_image, no_meteor):
+        result = evaluate([pix2cap_image])
+        # 1 and 3 take a segment at .3 ... .6, 2 as well; 4 (crowd) and 5 (void) are forgiven, 6 is a false positive
+        assert breakdown(result)[0.3, None] == pytest.approx(1.0)
+        assert result.counts["truth"] == 3
+        assert result.counts["predicted_without_score"] == 6
+
+    def test_best_score_takes_first_at_each_threshold(self):
+        image = {
+            "truth": [[1, []], [2, []]],
+            "predicted": [[1, 0.2, "", False], [2, 0.9, "", False], [3, 0.9, "", False]],
+            "near": [[0, 0, 0.6], [0, 1, 0.35], [1, 1, 0.3], [1, 2, 0.45]],
+        }
+        taken = take_segments(image)
+        assert taken.tolist() == [
+            [NO_SEGMENT, 0, 1],
+            [0, NO_SEGMENT, 1],
+            [0, NO_SEGMENT, NO_SEGMENT],
+            [0, NO_SEGMENT, NO_SEGMENT],
+            [NO_SEGMENT] * 3,
+        ]
+
+    def test_segments_without_caption_are_counted_and_left_out(self, meteor, pix2cap_image):
+        truth, predicted = pix2cap_image
+        truth.regions[1].captions = (" ",)
+        result = evaluate([pix2cap_image])
+        assert result.counts["truth_without_caption"] == 1
+        assert result.counts["captioned_matches"] == 2
+        assert breakdown(result)[0.3, None] == 1.0
+        for region in truth.regions:
+            region.captions = ()
+        bare = evaluate([(truth, predicted)])
+        assert bare.figures["pq"] == result.figures["pq"]
+        assert bare.figures["detection_map"] == result.figures["detection_map"]
+        assert bare.undefined["map"] == bare.undefined["cider"] == "no ground-truth segment has a caption"
+
+    def test_nothing_predicted_scores_zero(self, pix2cap_image):
+        truth, _ = pix2cap_image
+        nothing = Record(7, 10, 10, id_map=np.zeros((10, 10), np.int32))
+        result = evaluate([(truth, nothing)])
+        assert {result.figures[name] for name in ("map", "detection_map", "meteor", "cider", "pq")} == {0.0}
+        assert not result.unavailable
+
+    def test_without_java_the_rest_stands(self, no_meteor, pix2cap_image):
+        result = evaluate([pix2cap_image])
+        assert result.unavailable["meteor"].startswith("METEOR not computed: Java is missing.")
+        assert set(result.unavailable) == {"meteor", "map"}
+        assert {"pq", "detection_map", "cider", "rouge_l", "bleu_1", "bleu_4"} <= set(result.figures)
+        assert "built-in approximation" in result.notes[0]
+
+    def test_regions_name_match_and_scores(self, meteor, pix2cap_image):
+        result = evaluate([pix2cap_image])
+        rows = {row[1]: dict(zip(result.regions.columns, row, strict=True)) for row in result.regions.rows}
+        assert {key: row["predicted_id"] for key, row in rows.items()} == {1: 1, 256: 2, 65543: 3}
+        assert rows[1]["prediction"] == "a person"
+        assert 0 < rows[65543]["meteor"] < 1
+
+    def test_scores_must_be_finite(self, pix2cap_image):
+        pix2cap_image[1].regions[2].score = float("nan")
+        with pytest.raises(DataError, match="not a finite number"):
+            evaluate([pix2cap_image])
+
+    def test_unknown_variant(self):
+        with pytest.raises(UsageError, match=r"no such variant(.|\n)*use upstream"):
+            PanopticCaptioning(CATEGORIES, variant="upsteam")
+
+    def test_states_of_two_variants_do_not_mix(self):
+        with pytest.raises(DataError, match="belongs to another protocol"):
+            PanopticCaptioning(CATEGORIES).merge(PanopticCaptioning(CATEGORIES, variant="upstream"))
+
+
+class TestUpstream:
+    def test_published_code_on_a_small_image(self, pix2cap_image):
+        evaluator = PanopticCaptioning(CATEGORIES, variant="upstream")
+        evaluator.update(*pix2cap_image)
+        records = evaluator.state()["images"][0][1]["records"]
+        assert [row[0] for row in records] == pytest.approx([25 / 30, 0.1, 0.8, 0.625], abs=1e-15)
+        assert [row[1] for row in records] == pytest.approx([0.5 / 1.3, 0.5 / 2.4, 0.5 / 2.4, 0], abs=1e-15)
+        result = evaluator.compute()
+        assert result.counts["truth"] == 4
+        assert result.figures["map"] == pytest.approx(0.3949394939493947, abs=1e-12)
+        assert result.figures["detection_map"] == pytest.approx(0.5874587458745875, abs=1e-12)
+        assert result.figures["text_factor"] == 0.75
+        assert breakdown(result)[0.6, None] == pytest.approx(0.6287128712871287, abs=1e-12)
+        assert breakdown(result)[0.7, None] == pytest.approx(0.4224422442244221, abs=1e-12)
+
+    def test_order_is_that_of_the_ground_truth(self, make_images):
+        images = make_images(6)
+        forward, backward = evaluate(images, "upstream"), evaluate(images[::-1], "upstream")
+        assert forward.figures["pq"] == backward.figures["pq"]
+        assert forward.figures["map"] != backward.figures["map"]
+
+    @pytest.mark.parametrize(("length", "level"), [(11, 0.25), (16, 0.20), (24, 0.15), (41, 0.10), (91, 0.05)])
+    def test_length_decides(self, length, level):
+        """Rounding included: 0.5 / (0.9 + 0.1 * 11) comes out just above 0.25, as in NLTK."""
+        words = ["dog"] * (length - 1)
+        assert character_meteor(" ".join(["a", *words]), "an apple") > level
+        assert character_meteor(" ".join(["a", "dog", *words]), "an apple") <= level
+        assert character_meteor(" ".join(["a", *words]), "blue") == 0.0
+
+    @pytest.mark.parametrize(
+        ("truth", "characters"),
+        [("two dogs", "2"), ("meters", "m"), ("one", "i"), ("A", "a"), ("us", "u"), ("unity", ""), ("vest", "")],
+    )
+    def test_words_that_wordnet_equates_with_characters(self, truth, characters):
+        equal = {c for c in "abcdefghijklmnopqrstuvwxyz0123456789" if character_meteor(truth, c)}
+        assert set(characters) <= equal
+        assert bool(characters) == bool(equal)
+
+    @pytest.mark.parametrize("case", ["synthetic", "coco_sample"])
+    def test_equals_the_published_code(self, shared, case):
+        folder = shared / "golden" / "eval" / "pix2cap_captioning"
+        expected = json.loads((folder / "expected.json").read_text())["cases"][case]
+        truth, categories = load_ground_truth(folder / case / "pix2cap_gt.json", folder / case / "panoptic_gt")
+        predicted = load_predictions(folder / case / "pix2cap_pred.json", truth, folder / case / "panoptic_pred")
+        result = evaluate(list(zip(truth, predicted, strict=True)), "upstream", categories)
+        stated = expected["workers_1"]
+        for ours, theirs in (("pq", "pq"), ("sq", "sq"), ("rq", "rq")):
+            assert result.figures[ours] == pytest.approx(stated[theirs], abs=1e-12)
+        for ours, theirs in (("bleu_4", "bleu"), ("rouge_l", "rouge"), ("cider", "cider"), ("meteor", "meteor")):
+            assert result.figures[ours] == pytest.approx(stated[theirs], abs=1e-9)
+        names = ("tp", "fp", "fn", "matched_captions")
+        counts = ("matched", "false_positives", "false_negatives", "captioned_matches")
+        assert [result.counts[name] for name in counts] == [expected["totals"][name] for name in names]
+        assert result.figures["map"] == pytest.approx(expected["map"]["map"], abs=1e-12)
+        assert result.figures["detection_map"] == pytest.approx(expected["map"]["detmap"], abs=1e-12)
+        stated = expected["map"]["ap_breakdown"] | expected["map"]["det_breakdown"]
+        for (iou, score), value in breakdown(result).items():
+            name = f"iou{iou}" + ("" if score is None else f"_score{score:g}")
+            assert value == pytest.approx(stated[name], abs=1e-12)
+
+    def test_records_equal_the_published_code(self, shared):
+        folder = shared / "golden" / "eval" / "pix2cap_captioning"
+        expected = json.loads((folder / "expected.json").read_text())["cases"]["synthetic"]["map_records"]
+        case = folder / "synthetic"
+        truth, categories = load_ground_truth(case / "pix2cap_gt.json", case / "panoptic_gt")
+        predicted = load_predictions(case / "pix2cap_pred.json", truth, case / "panoptic_pred")
+        evaluator = PanopticCaptioning(categories, variant="upstream")
+        for pair in zip(truth, predicted, strict=True):
+            evaluator.update(*pair)
+        records = [row for _, entry in evaluator.state()["images"] for row in entry["records"]]
+        assert [row[0] for row in records] == pytest.approx(expected["iou"], abs=1e-12)
+        assert [row[1] for row in records] == pytest.approx(expected["score"], abs=1e-12)
+
+
+@pytest.fixture
+def no_meteor(monkeypatch):
+    def missing():
+        raise MissingDependencyError("Java is missing.")
+
+    monkeypatch.setattr(java, "find_java", missing)
+    monkeypatch.setattr(ptb, "shared_tokenizer", ptb.PtbTokenizer)
+    monkeypatch.setattr(captions, "shared_meteor", Meteor)
+
+
+def test_strange_captions_stay_with_their_segments(meteor):
+    """Captions with line ends, separators, nothing or only punctuation do not shift the others."""
+    strange = [
+        "a dog\nsits",
+        "x ||| y",
+        "",
+        "...",
+        "naïve café 日本語 😀",
+        "a\u2028b\r\nc",
+        'say "no"',
+        "the last one",
+    ]
+    ids = np.arange(1, 9, dtype=np.int32).reshape(2, 4).repeat(4, 0).repeat(4, 1)
+    truth = [Region(i + 1, 1, captions=(text or "something",)) for i, text in enumerate(strange)]
+    predicted = [Region(i + 1, 1, captions=(text,), score=1 - i / 10) for i, text in enumerate(strange)]
+    result = evaluate([(Record(1, 8, 16, id_map=ids, regions=truth), Record(1, 8, 16, id_map=ids, regions=predicted))])
+    scores = {row[1]: row[4] for row in result.regions.rows}
+    assert scores == {1: 1.0, 2: 1.0, 3: 0.0, 4: 0.0, 5: 1.0, 6: 1.0, 7: 1.0, 8: 1.0}

@@ -1,0 +1,114 @@
+"""Weights of strangers: good ones load, and nothing in a bad one runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from locap.utils.errors import CheckpointError
+from locap.utils.untrusted import load_tensors
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
+
+
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.sentinel}'",)
+
+
+def check(loaded):
+    assert loaded.keys() == STATE.keys()
+    assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+
+
+def test_safetensors_load(tmp_path):
+    save_file(STATE, tmp_path / "a.safetensors")
+    check(load_tensors(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch_files_load_as_they_are_nested(tmp_path, suffix, zipped):
+    path = tmp_path / f"a.{suffix}"
+    torch.save({"model": STATE, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    loaded = load_tensors(path)
+    check(loaded["model"])
+    assert loaded["epoch"] == 3
+
+
+def save_bare(value, path):
+    path.write_bytes(pickle.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False), save_bare]
+)
+def test_a_pickle_that_would_execute_code_is_refused(tmp_path, save):
+    sentinel, path = tmp_path / "sentinel", tmp_path / "evil.pt"
+    save({"weight": torch.zeros(2), "x": Payload(sentinel)}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(path)
+    assert not sentinel.exists()
+    assert "could execute code" in caught.value.what
+    assert "Nothing was executed" in caught.value.what
+    assert str(path) in caught.value.where
+    assert "safetensors" in caught.value.fix
+    if save is not save_bare:  # a bare pickle names torch's own rebuild function first
+        assert caught.value.value == f"{os.name}.system"
+    assert caught.value.exit_code == 4
+
+
+def test_objects_beside_the_tensors_are_named(tmp_path):
+    torch.save({"model": STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"argparse\.Namespace"):
+        load_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.pt", b"", "the file is empty"),
+        ("a.pt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("a.safetensors", b"<!doctype html>", "HTML page"),
+        ("a.pt", b"hello world", "neither a PyTorch archive nor a pickle"),
+        ("a.pt", b"cos\nsystem\n(S'true'\ntR.", "neither a PyTorch archive nor a pickle"),
+        ("a.pt", b"\x80\x02garbage", "truncated or corrupt"),
+        ("a.safetensors", b"\xff" * 40, "its header claims"),
+        ("a.safetensors", b"\x08" + b"\0" * 7 + b"notjson!", "truncated or corrupt"),
+        ("a.onnx", b"x", "not a known kind"),
+    ],
+)
+def test_other_files_are_recognised(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_truncated_weights_are_named(tmp_path, name, share):
+    path = tmp_path / name
+    state = {"a": torch.zeros(400)}
+    torch.save(state, path) if name == "a.pt" else save_file(state, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(CheckpointError, match="truncated or corrupt") as caught:
+        load_tensors(path)
+    assert f"{path.stat().st_size} bytes" in str(caught.value)
+
+
+def test_a_missing_file_and_a_lone_tensor(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_tensors(tmp_path / "model.safetensors")
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="no dictionary"):
+        load_tensors(tmp_path / "a.pt")

@@ -1,0 +1,124 @@
+"""Predict a data set with a model, store the predictions, then score them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..datasets.loader import EvalLoader, Reader
+from ..datasets.records import Record, record_from_json, record_to_json, write_records
+from ..datasets.shapes import holds, read_caption
+from ..evaluation.report import EvaluationReport, describe_source, write_regions_csv, write_report
+from ..evaluation.results import ProtocolResult
+from ..evaluation.runner import evaluate_stored
+from ..utils.errors import UsageError
+from .data import is_shapes, test_loader
+from .distributed import World, gather_texts
+from .progress import ProgressBar
+
+CAPTION_ATTRIBUTES = "caption_attributes"
+
+
+def predict_all(model: nn.Module, loader: EvalLoader, world: World, dtype: torch.dtype | None = None) -> list[Record]:
+    """Predict every image; each rank does whole batches.
+
+    Returns:
+        On rank 0 one record per image in the order of the data set, with masks as run lengths; elsewhere nothing.
+    """
+    was_training = model.training
+    model.eval()
+    rows = []
+    with ProgressBar("predicting", len(loader), enabled=world.is_main) as bar:
+        for batch in loader:
+            with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
+                rows.append([record_to_json(record) for record in model.predict(batch.to(world.device))])
+            bar.advance()
+    model.train(was_training)
+    gathered = gather_texts(json.dumps(rows))
+    if gathered is None:
+        return []
+    shares = [json.loads(text) for text in gathered]
+    order = [(batch, rank) for rank, share in enumerate(shares) for batch in range(len(share))]
+    return [record_from_json(body) for batch, rank in sorted(order) for body in shares[rank][batch]]
+
+
+def evaluate_model(
+    model: nn.Module, reader: Reader, cfg: Any, world: World, folder: Path, *, name: str
+) -> list[ProtocolResult]:
+    """Predict and score a data set.
+
+    The predictions are written before anything is scored: ``predictions.json``, then ``results.json`` and a CSV with a
+    row per region, in ``folder``.
+
+    Returns:
+        On rank 0 one result per protocol; elsewhere nothing.
+    """
+    started = time.monotonic()
+    dtype = autocast_dtype(cfg, world)
+    predictions = predict_all(model, test_loader(reader, cfg, world), world, dtype)
+    if not world.is_main:
+        return []
+    path = write_records(folder / "predictions.json", predictions, reader.categories, {"data": name})
+    truth = [reader[index] for index in range(len(reader))]
+    results = score(truth, predictions, reader, cfg)
+    report = EvaluationReport(
+        results,
+        describe_source(name, truth),
+        describe_source(str(path), predictions, path),
+        seconds=time.monotonic() - started,
+        decoding={"beam_size": cfg.MODEL.TEXT_DECODER.BEAM_SIZE, "max_words": cfg.MODEL.TEXT_DECODER.MAX_STEPS},
+        seed=cfg.SEED,
+    )
+    write_report(folder / "results.json", report)
+    for result in results:
+        write_regions_csv(folder / f"{result.protocol}_regions.csv", result)
+    return results
+
+
+def score(truth: list[Record], predictions: list[Record], reader: Reader, cfg: Any) -> list[ProtocolResult]:
+    """Score predictions by the configured protocols; drawn scenes are also judged word by word."""
+    protocols = list(cfg.PROTOCOLS)
+    drawn = is_shapes(cfg.DATASETS.TEST)
+    if CAPTION_ATTRIBUTES in protocols and not drawn:
+        raise UsageError(
+            "Only drawn scenes know the truth about every word.",
+            where="PROTOCOLS",
+            value=CAPTION_ATTRIBUTES,
+            allowed="with DATASETS.TEST [shapes_val] or [shapes_test]",
+        )
+    options = {
+        "panoptic_captioning": {"variant": cfg.EVAL_PROTOCOL},
+        CAPTION_ATTRIBUTES: {"judge": judge_shapes},
+    }
+    return evaluate_stored(truth, predictions, protocols, reader.categories, options=options)
+
+
+def judge_shapes(caption: str, region: Any, record: Record) -> dict[str, bool | None]:
+    """Say which words of a caption are true of a drawn scene."""
+    return holds(read_caption(caption), region, record)
+
+
+def headline(results: list[ProtocolResult]) -> dict[str, float]:
+    """Return all figures of some results under one name each, for curves; the same figure of two protocols once."""
+    figures: dict[str, float] = {}
+    for result in results:
+        for name, value in result.figures.items():
+            figures.setdefault(name, value)
+    return figures
+
+
+def autocast_dtype(cfg: Any, world: World) -> torch.dtype | None:
+    """Return the half precision to predict in, or None for float32."""
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
+
+
+def precision(cfg: Any, world: World) -> str:
+    """Return "fp32", "bf16" or "fp16": PRECISION, or what FP16 means on this device."""
+    if cfg.PRECISION != "auto":
+        return cfg.PRECISION
+    return "fp16" if cfg.FP16 and world.device.type == "cuda" else "fp32"

@@ -1,0 +1,155 @@
+"""Parameter groups, optimiser and learning-rate schedule."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRule:
+    """Which learning rate and weight decay a parameter gets.
+
+    Attributes:
+        lr_multipliers: a part of a parameter's name -> factor; the factors of all parts found multiply.
+        weight_decay: of everything else.
+        weight_decay_norm: of normalisation layers.
+        weight_decay_embed: of embeddings.
+        weight_decay_bias: of modules with "bias" in their name (of the module, not of the parameter).
+    """
+
+    lr_multipliers: Mapping[str, float]
+    weight_decay: float
+    weight_decay_norm: float
+    weight_decay_embed: float
+    weight_decay_bias: float
+
+
+def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule) -> list[dict[str, Any]]:
+    """Return one group per distinct (learning rate, weight decay); each trainable parameter once.
+
+    A shared parameter belongs to the module that is defined first.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module_name, module, name, parameter in _owned_parameters(model):
+        full = f"model.{module_name}.{name}" if module_name else f"model.{name}"
+        factor = math.prod(value for part, value in rule.lr_multipliers.items() if part in full)
+        decay = _decay(module_name, module, full, rule)
+        groups.setdefault((base_lr * factor, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module_name, module, name, parameter
+
+
+def _decay(module_name: str, module: nn.Module, full: str, rule: GroupRule) -> float:
+    if "relative_position_bias_table" in full or "absolute_pos_embed" in full:
+        return 0.0
+    if isinstance(module, NORMS):
+        return rule.weight_decay_norm
+    if isinstance(module, nn.Embedding):
+        return rule.weight_decay_embed
+    return rule.weight_decay_bias if "bias" in module_name else rule.weight_decay
+
+
+def build_optimizer(model: nn.Module, solver: Any) -> torch.optim.Optimizer:
+    """Return the optimiser that the SOLVER section names."""
+    rule = GroupRule(
+        solver.LR_MULTIPLIER,
+        solver.WEIGHT_DECAY,
+        solver.WEIGHT_DECAY_NORM,
+        solver.WEIGHT_DECAY_EMBED,
+        solver.WEIGHT_DECAY_BIAS,
+    )
+    groups = parameter_groups(model, solver.BASE_LR, rule)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
+
+
+class Schedule:
+    """Learning-rate factor per optimiser step (detectron2's three schedules).
+
+    Args:
+        kind: "WarmupMultiStepLR", "WarmupCosineLR" or "WarmupPolyLR".
+        max_steps: length of the run.
+        milestones: multi-step: fractions of the run.
+        gamma: multi-step: factor at each milestone.
+        end_factor: cosine: last factor; polynomial: share that stays.
+        power: polynomial: exponent.
+        warmup_steps, warmup_factor, warmup_method: the first steps rise from ``warmup_factor`` ("linear") or stay there
+            ("constant").
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        max_steps: int,
+        *,
+        milestones: Sequence[float] = (),
+        gamma: float = 0.1,
+        end_factor: float = 0.0,
+        power: float = 0.9,
+        warmup_steps: int = 0,
+        warmup_factor: float = 1.0,
+        warmup_method: str = "linear",
+    ) -> None:
+        self.kind, self.max_steps, self.gamma, self.end_factor, self.power = kind, max_steps, gamma, end_factor, power
+        self.milestones = [int(fraction * max_steps) for fraction in milestones]
+        self.warmup_steps, self.warmup_factor, self.warmup_method = warmup_steps, warmup_factor, warmup_method
+
+    def factor(self, step: int) -> float:
+        """Return the factor of step 0, 1, ..."""
+        return self._shape(step) * self._warmup(step)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set every group's learning rate for a step; returns the first group's."""
+        factor = self.factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return optimizer.param_groups[0]["lr"]
+
+    def _shape(self, step: int) -> float:
+        progress = min(step / max(self.max_steps, 1), 1.0)
+        if self.kind == "WarmupMultiStepLR":
+            return self.gamma ** bisect.bisect_right(self.milestones, step)
+        if self.kind == "WarmupCosineLR":
+            return self.end_factor + (1 - self.end_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.end_factor + (1 - self.end_factor) * (1 - progress) ** self.power
+
+    def _warmup(self, step: int) -> float:
+        if step >= self.warmup_steps:
+            return 1.0
+        if self.warmup_method == "constant":
+            return self.warmup_factor
+        return self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+
+
+def build_schedule(solver: Any, max_steps: int) -> Schedule:
+    """Return the schedule that the SOLVER section names, for a run of ``max_steps`` optimiser steps."""
+    cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    return Schedule(
+        solver.LR_SCHEDULER_NAME,
+        max_steps,
+        milestones=solver.STEPS,
+        gamma=solver.GAMMA,
+        end_factor=solver.BASE_LR_END / solver.BASE_LR if cosine and solver.BASE_LR else solver.POLY_LR_CONSTANT_ENDING,
+        power=solver.POLY_LR_POWER,
+        warmup_steps=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )

@@ -1,0 +1,62 @@
+"""Progress on a terminal as a bar with throughput and time left; elsewhere as a line now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_log = logging.getLogger(__name__)
+_LINE_SECONDS = 20.0
+
+
+class ProgressBar:
+    """Counts to ``total``.
+
+    Args:
+        title: what is counted.
+        total: how many.
+        done: how many already are.
+        enabled: only one rank shows progress.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
+        self.title, self.total, self.done = title, total, done
+        self._enabled, self._started, self._start_done = enabled, time.monotonic(), done
+        self._last_line = self._started
+        self._bar: Progress | None = None
+        console = Console(stderr=True)
+        if enabled and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more; ``note`` is shown beside the bar."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._task, advance=count, note=note)
+        elif self._enabled and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            _log.info("%s %d/%d, %s left. %s", self.title, self.done, self.total, self._time_left(), note)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _time_left(self) -> str:
+        counted = max(self.done - self._start_done, 1)
+        seconds = int((time.monotonic() - self._started) / counted * (self.total - self.done))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

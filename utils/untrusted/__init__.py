@@ -1,0 +1,23 @@
+"""The one gate: every file of a stranger (JSON, text, images, masks, weights, paths in data) enters here.
+
+Nothing is allocated before its size was checked, nothing in a file is ever executed, and each refusal names the file.
+"""
+
+from .files import read_json, read_text, require_file, resolve_under, shown
+from .images import MAX_PIXELS, read_id_map, read_image
+from .masks import decode_rle, polygons_to_mask
+from .weights import load_tensors
+
+__all__ = [
+    "MAX_PIXELS",
+    "decode_rle",
+    "load_tensors",
+    "polygons_to_mask",
+    "read_id_map",
+    "read_image",
+    "read_json",
+    "read_text",
+    "require_file",
+    "resolve_under",
+    "shown",
+]

@@ -1,0 +1,158 @@
+"""Images and id maps of strangers: the size is checked before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError, LocapError
+from .files import head_bytes, masquerade, require_file, shown
+
+MAX_PIXELS = 64_000_000
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+_EXIF_ORIENTATION = 274
+_TRANSPOSE = {  # EXIF orientation -> what sets the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_OTHER_FORMATS = (  # (first bytes, offset, name), only to say what an unreadable image is
+    (b"GIF8", 0, "a GIF"),
+    (b"%!PS", 0, "PostScript"),
+    (b"%PDF", 0, "a PDF"),
+    (b"8BPS", 0, "a Photoshop file"),
+    (b"<svg", 0, "an SVG"),
+    (b"ftyp", 4, "HEIC, AVIF or a video"),
+    (b"jP  ", 4, "JPEG 2000"),
+)
+
+
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, *, expected_size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decode a JPEG, PNG, WEBP, BMP or TIFF file (told by its first bytes) to uint8 (height, width, 3) RGB.
+
+    Alpha is dropped, palettes go through RGBA, 16-bit values are divided by 257 and rounded (colour PNGs of 16 bits
+    per channel are cut to 8 by Pillow); 32-bit and float images have no defined range and are refused. The EXIF
+    orientation is applied; of several frames the first is read.
+
+    Args:
+        path: the file.
+        max_pixels: larger images are refused from their header, before anything is decoded.
+        expected_size: (height, width) of the annotation; when the stored pixels have it and the upright picture does
+            not, the annotation was made on the stored pixels and the EXIF orientation is ignored.
+
+    Raises:
+        DataError: missing, truncated, corrupt, too large, or of another format.
+    """
+    try:
+        with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
+            return _to_rgb(_upright(image, expected_size), path)
+    except LocapError:
+        raise
+    except Exception as err:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, …
+        raise _undecodable(path, err) from None
+
+
+def read_id_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a panoptic PNG to int32 (height, width), id = R + 256 G + 65536 B; 0 is void.
+
+    Raises:
+        DataError: as `read_image`; also when the file is not an 8-bit RGB PNG, whose ids could not be trusted.
+    """
+    try:
+        with _open_image(path, max_pixels, ("PNG", "JPEG")) as image:
+            if image.format != "PNG" or image.mode != "RGB":
+                raise DataError(
+                    "The panoptic segmentation has the wrong format.",
+                    where=shown(path),
+                    value=f"{image.format}, mode {image.mode}",
+                    allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
+                    fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
+                )
+            rgb = np.asarray(image, dtype=np.int32)
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(path, err) from None
+    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def _open_image(path: str | Path, max_pixels: int, formats: Sequence[str]) -> Image.Image:
+    require_file(path, what="image")
+    try:
+        image = Image.open(path, formats=formats)
+    except Image.UnidentifiedImageError:
+        raise _unsupported(path) from None
+    except Image.DecompressionBombError as err:
+        raise _too_large(path, str(err), max_pixels) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise _too_large(path, f"{width} x {height}", max_pixels)
+    return image
+
+
+def _too_large(path: str | Path, size: str, max_pixels: int) -> DataError:
+    return DataError("The image is too large.", where=shown(path), value=size, allowed=f"up to {max_pixels} pixels")
+
+
+def _unsupported(path: str | Path) -> DataError:
+    head = head_bytes(path)
+    if reason := masquerade(head):
+        return DataError(f"The image cannot be read: {reason}.", where=shown(path), fix="fetch the file again")
+    kind = next(
+        (name for magic, at, name in _OTHER_FORMATS if head[at : at + len(magic)] == magic), "not a known format"
+    )
+    return DataError(
+        f"The image format is not supported: {kind}.",
+        where=shown(path),
+        allowed=", ".join(IMAGE_FORMATS),
+        fix="convert it to PNG",
+    )
+
+
+def _undecodable(path: str | Path, err: Exception) -> DataError:
+    return DataError(
+        f"The image is truncated or corrupt: {err}.", where=shown(path), fix="fetch the file again or remove its record"
+    )
+
+
+def _upright(image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Image:
+    image.load()
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF in a good image: the pixels stand as they are stored
+        return image
+    if orientation not in _TRANSPOSE:
+        return image
+    stored, swapped = (image.height, image.width), (image.width, image.height)
+    if orientation >= 5 and expected_size is not None and stored == tuple(expected_size) != swapped:
+        return image
+    return image.transpose(_TRANSPOSE[orientation])
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):  # PNG has no deeper integers than 16 bits
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if mode in ("I", "F") or mode.startswith(("I;", "F;")):
+        raise DataError(
+            "The image has no defined brightness range.",
+            where=shown(path),
+            value=f"mode {mode}",
+            allowed="8-bit or 16-bit images",
+            fix="rescale it to 8 bits per channel and save it as PNG",
+        )
+    if mode in ("P", "PA", "RGBa", "La"):
+        image = image.convert("LA" if mode == "La" else "RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

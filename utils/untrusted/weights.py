@@ -1,0 +1,118 @@
+"""Weights of strangers: tensors come in, code stays out."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, LocapError
+from .files import head_bytes, masquerade, require_file, shown
+
+MAX_SAFETENSORS_HEADER = 100_000_000
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """Load weights to the CPU without executing anything in the file.
+
+    Returns:
+        Name -> tensor for ``.safetensors``; for ``.pt``, ``.pth`` and ``.bin`` the dictionary that was saved, nested
+        as it is (``{"model": {...}, "optimizer": ...}``).
+
+    Raises:
+        CheckpointError: missing, truncated, a Git LFS pointer or HTML, or a pickle that names anything but tensors
+            and plain containers.
+    """
+    require_file(path, error=CheckpointError, what="weights file")
+    head = head_bytes(path)
+    if reason := masquerade(head):
+        raise CheckpointError(
+            f"The weights cannot be read: {reason}.", where=shown(path), fix="download the file again"
+        )
+    suffix = Path(path).suffix.lower()
+    if suffix == ".safetensors":
+        return _load_safetensors(path, head)
+    if suffix in (".pt", ".pth", ".bin"):
+        return _load_pickle(path, head)
+    raise CheckpointError(
+        "This is not a known kind of weights file.", where=shown(path), allowed=".safetensors, .pt, .pth, .bin"
+    )
+
+
+def _load_safetensors(path: str | Path, head: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    size, header = Path(path).stat().st_size, int.from_bytes(head[:8], "little")
+    if header > min(MAX_SAFETENSORS_HEADER, size - 8):
+        raise _broken_weights(path, f"its header claims {header} bytes, the file has {size}")
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as err:
+        raise _broken_weights(path, str(err)) from None
+
+
+def _load_pickle(path: str | Path, head: bytes) -> dict[str, Any]:
+    import torch
+
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise _broken_weights(path, "it is neither a PyTorch archive nor a pickle")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, which the outcome tells better
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise _refused_pickle(path, str(err)) from None
+    except Exception as err:  # a corrupt archive surfaces as RuntimeError, EOFError, KeyError, UnicodeDecodeError, …
+        raise _broken_weights(path, str(err) or type(err).__name__) from None
+    if not isinstance(loaded, Mapping):
+        kind = type(loaded).__name__
+        raise CheckpointError("The weights file holds no dictionary of tensors.", where=shown(path), value=kind)
+    return dict(loaded)
+
+
+def _refused_pickle(path: str | Path, message: str) -> LocapError:
+    """Tell a pickle that wants to run something from one that is merely broken."""
+    found = re.search(r"GLOBAL (\w[\w.]*\.\w+)", message)
+    name = found[1] if found else _first_global(path)
+    if name is None:
+        return _broken_weights(path, message.rsplit("WeightsUnpickler error: ")[-1])
+    return CheckpointError(
+        f"The weights file was refused: it is a pickle that asks for {name}, and loading that could execute code. "
+        "Nothing was executed.",
+        where=shown(path),
+        value=name,
+        allowed="tensors, numbers, strings, lists and dictionaries",
+        fix="ask its author for a .safetensors file, or for torch.save(model.state_dict(), …)",
+    )
+
+
+def _first_global(path: str | Path) -> str | None:
+    """Return the first name a bare pickle would import, read from its opcodes without running them."""
+    strings: list[str] = []
+    try:
+        with open(path, "rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    return argument.replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except Exception:  # no pickle, or a broken one
+        return None
+    return None
+
+
+def _broken_weights(path: str | Path, reason: str) -> CheckpointError:
+    size, first_sentence = Path(path).stat().st_size, re.split(r"\. |\n", reason)[0].rstrip(".")
+    return CheckpointError(
+        f"The weights file is truncated or corrupt: {first_sentence}.",
+        where=shown(path),
+        value=f"{size} bytes",
+        fix="download the file again and compare its size",
+    )
