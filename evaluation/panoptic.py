@@ -59,9 +59,9 @@ class PanopticQuality(ImageEvaluator):
 def panoptic_entry(overlap: Overlap, matching: Matching) -> dict[str, Any]:
     """Return one image's matches as JSON-able lists of category ids."""
     return {
-        "matched": [[overlap.truth[g].category_id, float(overlap.iou[g, p])] for g, p in matching.pairs],
-        "missed": [overlap.truth[g].category_id for g in matching.missed],
-        "spurious": [overlap.predicted[p].category_id for p in matching.spurious],
+        "matched": [[int(overlap.truth[g].category_id), float(overlap.iou[g, p])] for g, p in matching.pairs],
+        "missed": [int(overlap.truth[g].category_id) for g in matching.missed],
+        "spurious": [int(overlap.predicted[p].category_id) for p in matching.spurious],
     }
 
 

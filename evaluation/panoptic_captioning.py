@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.records import Category, Record
+from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError
 from . import panoptic_captioning_upstream as upstream
 from .average_precision import average_precision
@@ -47,6 +47,9 @@ from .segments import Matching, Overlap, forgiven_predictions, match_segments, m
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 NO_SEGMENT = -1
+REGION_COLUMNS = (
+    "image_id", "segment_id", "predicted_id", "score", "meteor", "cider", "rouge_l", "prediction", "references",
+)  # fmt: skip
 
 
 class PanopticCaptioning(ImageEvaluator):
@@ -90,14 +93,20 @@ def measure_standard(record: Record, overlap: Overlap, matching: Matching) -> di
     row = {g: index for index, g in enumerate(found)}
     near = np.argwhere(overlap.iou[found] >= min(IOU_THRESHOLDS))
     return {
-        "truth": [[overlap.truth[g].id, [text for text in overlap.truth[g].captions if text.strip()]] for g in found],
+        "truth": [
+            [int(overlap.truth[g].id), [text for text in overlap.truth[g].captions if text.strip()]] for g in found
+        ],
         "predicted": [
-            [region.id, region.score, region.captions[0] if region.captions else "", bool(forgiven)]
+            [int(region.id), _score(region), region.captions[0] if region.captions else "", bool(forgiven)]
             for region, forgiven in zip(overlap.predicted, forgiven_predictions(overlap), strict=True)
         ],
         "near": [[int(g), int(p), float(overlap.iou[found[g], p])] for g, p in near],
         "matched": [[row[g], p] for g, p in matching.pairs],
     }
+
+
+def _score(region: Region) -> float | None:
+    return None if region.score is None else float(region.score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,7 @@ def compute_standard(
     ranking = rank_predictions(images)
     pairs = caption_pairs(images, ranking)
     tokens = tokenize_pairs(*_texts(images, pairs))
-    result.notes += tokens.notes
+    result.unavailable |= tokens.unavailable
     meteor, each = meteor_scores(tokens.candidates, tokens.references), None
     if isinstance(meteor, str):
         result.unavailable["map"] = meteor
@@ -263,17 +272,6 @@ def _region_table(
     scores: CaptionScores | None,
 ) -> Table:
     """Return one row per ground-truth segment: what was matched to it, and how well it was described."""
-    columns = (
-        "image_id",
-        "segment_id",
-        "predicted_id",
-        "score",
-        "meteor",
-        "cider",
-        "rouge_l",
-        "prediction",
-        "references",
-    )
     match = {(i, g): p for i, (_, image) in enumerate(entries) for g, p in image["matched"]}
     chosen = [pair for pair in pairs if match.get(pair[:2]) == pair[2]]
     each = {pair: index for index, pair in enumerate(chosen)}
@@ -286,4 +284,4 @@ def _region_table(
             values = [None, None] if index is None else [float(scores.segments[m][index]) for m in ("cider", "rouge_l")]
             pair_meteor = None if meteor is None or p is None else meteor.get((i, g, p))
             rows.append((image_id, segment_id, predicted_id, score, pair_meteor, *values, caption, " | ".join(texts)))
-    return Table(columns, rows)
+    return Table(REGION_COLUMNS, rows)

@@ -103,7 +103,7 @@ def _add_text_metrics(result: ProtocolResult, captions: Sequence[tuple[str, str]
     factor = len(captions) / outcomes if outcomes else 0.0
     tokens = tokenize_pairs([ours for _, ours in captions], [[theirs] for theirs, _ in captions])
     corpus = ngram.build_corpus(tokens.candidates, tokens.references)
-    result.notes += tokens.notes
+    result.unavailable |= tokens.unavailable
     result.counts["captioned_matches"] = len(captions)
     result.figures |= {
         "text_factor": factor,

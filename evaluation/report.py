@@ -125,12 +125,10 @@ def print_results(results: Sequence[ProtocolResult], console: Console | None = N
 
 
 def _figure_table(result: ProtocolResult) -> TerminalTable:
-    title = f"{result.protocol} ({result.variant}), {result.counts.get('images', 0)} images"
     rows = [
-        (name, value, None if name in NO_PERCENTAGE else round(100 * value, 2))
-        for name, value in result.figures.items()
+        (name, value, None if name in NO_PERCENTAGE else f"{100 * value:.2f}") for name, value in result.figures.items()
     ]
-    return _terminal_table(title, Table(("figure", "value", "percent"), rows))
+    return _terminal_table(f"{result.protocol} ({result.variant})", Table(("figure", "value", "percent"), rows))
 
 
 def _terminal_table(title: str, table: Table) -> TerminalTable:

@@ -30,7 +30,8 @@ class ProtocolResult:
         figures: name -> value; fractions (a perfect prediction scores 1), CIDEr alone reaches 10.
         tables: breakdowns, e.g. per class.
         counts: how many images, segments, matches … the figures rest on.
-        unavailable: figure -> what the machine lacks for it (Java, …); the command then leaves with exit code 5.
+        unavailable: figure, or the part that is only approximate -> what the machine lacks for it (Java, …); the
+            command then leaves with exit code 5.
         undefined: figure -> why the data give no such figure. Neither kind is in ``figures``.
         notes: what a reader of the figures must know.
         regions: one row per region, for the CSV.

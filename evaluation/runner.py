@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rich.progress import Progress
@@ -61,7 +62,7 @@ def evaluate_stored(
     """Score predictions by several protocols in one pass; each image's truth and prediction are decoded as needed.
 
     Args:
-        ground_truth: one record per image; several passes are not needed, but pixels should be paths, not arrays.
+        ground_truth: one record per image; all are held, so images and id maps had better be paths.
         predictions: one record per image, in any order.
         protocols, categories, options: as `make_evaluators`.
 
@@ -79,9 +80,15 @@ def evaluate_stored(
     for evaluator in evaluators:
         evaluator.warm_up()
     for record in track(ground_truth, "evaluating images"):
+        truth, prediction = _decoded(record), _decoded(by_image[record.image_id])
         for evaluator in evaluators:
-            evaluator.update(record, by_image[record.image_id])
+            evaluator.update(truth, prediction)
     return [compute(evaluator) for evaluator in evaluators]
+
+
+def _decoded(record: Record) -> Record:
+    """Return the record with its id map in memory, so that several protocols share one decoding."""
+    return replace(record, id_map=record.read_id_map()) if isinstance(record.id_map, str) else record
 
 
 def compute(evaluator: ImageEvaluator) -> ProtocolResult:

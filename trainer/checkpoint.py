@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..utils import untrusted
 from ..utils.errors import CheckpointError
-from ..utils.files import sync, write_json, write_text
+from ..utils.files import atomic_path, sync, write_json, write_text
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -48,6 +48,12 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     return tensors
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file atomically."""
+    with atomic_path(path) as temporary:
+        save_file(dict(tensors), temporary)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

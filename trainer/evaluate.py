@@ -13,15 +13,34 @@ from torch import nn
 from ..datasets.loader import EvalLoader, Reader
 from ..datasets.records import Record, record_from_json, record_to_json, write_records
 from ..datasets.shapes import holds, read_caption
-from ..evaluation.report import EvaluationReport, describe_source, write_regions_csv, write_report
+from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
 from ..evaluation.runner import evaluate_stored
+from ..evaluation.stored import load_predictions
 from ..utils.errors import UsageError
-from .data import is_shapes, test_loader
+from .data import is_shapes, open_reader, test_loader
 from .distributed import World, gather_texts
 from .progress import ProgressBar
 
 CAPTION_ATTRIBUTES = "caption_attributes"
+HEADLINES = {  # figure: (name, factor)
+    "pq": ("PQ", 100),
+    "sq": ("SQ", 100),
+    "rq": ("RQ", 100),
+    "pq_things": ("PQ things", 100),
+    "pq_stuff": ("PQ stuff", 100),
+    "map": ("mAP", 100),
+    "detection_map": ("detection mAP", 100),
+    "meteor": ("METEOR", 1),
+    "cider": ("CIDEr", 1),
+    "rouge_l": ("ROUGE-L", 1),
+    "bleu_4": ("BLEU-4", 1),
+    "size": ("size %", 100),
+    "colour": ("colour %", 100),
+    "texture": ("texture %", 100),
+    "shape": ("shape %", 100),
+    "relation": ("relation %", 100),
+}
 
 
 def predict_all(model: nn.Module, loader: EvalLoader, world: World, dtype: torch.dtype | None = None) -> list[Record]:
@@ -80,6 +99,23 @@ def evaluate_model(
     return results
 
 
+def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:
+    """Score a stored result file against DATASETS.TEST; the report goes beside it."""
+    started = time.monotonic()
+    reader = open_reader(cfg.DATASETS.TEST, cfg)
+    truth = [reader[index] for index in range(len(reader))]
+    predictions = load_predictions(path, truth)
+    results = score(truth, predictions, reader, cfg)
+    name = ", ".join(cfg.DATASETS.TEST)
+    report = EvaluationReport(
+        results, describe_source(name, truth), describe_source(path, predictions, path), time.monotonic() - started
+    )
+    stored = Path(path)
+    print_results(results)
+    write_report(stored.with_name(f"{stored.stem}_results.json"), report)
+    return results
+
+
 def score(truth: list[Record], predictions: list[Record], reader: Reader, cfg: Any) -> list[ProtocolResult]:
     """Score predictions by the configured protocols; drawn scenes are also judged word by word."""
     protocols = list(cfg.PROTOCOLS)
@@ -104,12 +140,9 @@ def judge_shapes(caption: str, region: Any, record: Record) -> dict[str, bool | 
 
 
 def headline(results: list[ProtocolResult]) -> dict[str, float]:
-    """Return all figures of some results under one name each, for curves; the same figure of two protocols once."""
-    figures: dict[str, float] = {}
-    for result in results:
-        for name, value in result.figures.items():
-            figures.setdefault(name, value)
-    return figures
+    """Return the figures people quote, under the names and in the units they quote them in."""
+    figures = {name: value for result in reversed(results) for name, value in result.figures.items()}
+    return {shown: scale * figures[name] for name, (shown, scale) in HEADLINES.items() if name in figures}
 
 
 def autocast_dtype(cfg: Any, world: World) -> torch.dtype | None:

@@ -24,14 +24,12 @@ class CaptionScores:
     Attributes:
         corpus: metric -> score of the whole set (METEOR and BLEU from pooled statistics, the others the mean).
         segments: metric -> float64 [N].
-        unavailable: metric -> what the machine lacks for it.
-        notes: what a reader of the figures must know.
+        unavailable: metric -> what the machine lacks for it; ``ptb_tokenizer`` when the tokens are only approximate.
     """
 
     corpus: dict[str, float] = field(default_factory=dict)
     segments: dict[str, np.ndarray] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class TokenizedPairs:
 
     candidates: list[str]
     references: list[list[str]]
-    notes: list[str]
+    unavailable: dict[str, str]  # "ptb_tokenizer" -> why the tokens are only approximate
 
 
 def warm_up() -> None:
@@ -54,7 +52,9 @@ def tokenize_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]
     done = tokenize([*candidates, *(text for group in references for text in group)])
     rest = iter(done.captions[len(candidates) :])
     groups = [[next(rest) for _ in group] for group in references]
-    return TokenizedPairs(done.captions[: len(candidates)], groups, [done.warning] if done.warning else [])
+    return TokenizedPairs(
+        done.captions[: len(candidates)], groups, {"ptb_tokenizer": done.warning} if done.warning else {}
+    )
 
 
 def meteor_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorScores | str:
@@ -86,8 +86,7 @@ def score_tokens(candidates: Sequence[str], references: Sequence[Sequence[str]])
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
     """Score raw captions by the COCO protocol: PTB tokens of both sides, then every metric.
 
-    Without Java the result lacks METEOR and says so; the other metrics then rest on the built-in tokeniser, which the
-    notes name.
+    Without Java the result lacks METEOR and the other metrics rest on the built-in tokeniser; ``unavailable`` says so.
 
     Args:
         candidates: N captions.
@@ -95,5 +94,5 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
     """
     pairs = tokenize_pairs(candidates, references)
     scores = score_tokens(pairs.candidates, pairs.references)
-    scores.notes += pairs.notes
+    scores.unavailable |= pairs.unavailable
     return scores

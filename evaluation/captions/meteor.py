@@ -29,6 +29,7 @@ from . import java
 
 START_TIMEOUT = 300.0  # seconds until the first answer; loading the paraphrase table takes about 10 on a quiet machine
 ANSWER_TIMEOUT = 120.0  # seconds between two answers
+MEMORY = 500_000  # pairs remembered, about 200 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Meteor:
             self._stop()
 
     def _score(self, lines: list[str]) -> MeteorScores:
+        if len(self._statistics) > MEMORY:
+            self._statistics = {}
         unknown = [line for line in dict.fromkeys(lines) if line not in self._statistics]
         if unknown:
             self._statistics.update(zip(unknown, self._ask(unknown, len(unknown)), strict=True))

@@ -18,6 +18,7 @@ from .words import split_words
 
 DROPPED = frozenset(("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."))
 TIMEOUT = 600.0  # seconds; 12,000 captions take about 2
+MEMORY = 500_000  # captions remembered, about 100 MB
 _LINE_ENDS = re.compile("[\n\r\v\f\u2028\u2029]")  # characters at which the program starts a new line
 _LAST_LINE = "the end"  # the program looks ahead at the end of its input; with this line no caption stands there
 
@@ -28,7 +29,7 @@ class Tokenized:
 
     captions: list[str]
     tokenizer: str
-    warning: str | None = None  # why it is not the tokeniser of the field
+    warning: str | None = None  # why it is not CoreNLP
 
 
 class PtbTokenizer:
@@ -46,6 +47,8 @@ class PtbTokenizer:
         lines = [_LINE_ENDS.sub(" ", caption).encode("utf-8", "replace").decode("utf-8") for caption in captions]
         unknown = [line for line in dict.fromkeys(lines) if line not in self._known]
         if unknown:
+            if len(self._known) > MEMORY:
+                self._known, unknown = {}, list(dict.fromkeys(lines))
             self._known.update(zip(unknown, _run(unknown), strict=True))
         return [self._known[line] for line in lines]
 

@@ -124,7 +124,7 @@ class TestTokenizer:
         pairs = tokenize_pairs(["A b", "", "C"], [["D", "E f"], ["?"], ["G"]])
         assert pairs.candidates == ["a b", "", "c"]
         assert pairs.references == [["d", "e f"], [""], ["g"]]
-        assert "built-in approximation" in pairs.notes[0]
+        assert "built-in approximation" in pairs.unavailable["ptb_tokenizer"]
 
     def test_equals_core_nlp_on_stored_captions(self, shared, meteor):
         folder = shared / "golden" / "eval" / "ptb_tokenizer"
@@ -209,7 +209,7 @@ class TestScoreCaptions:
         assert set(scores.corpus) == set(captions.NGRAM_METRICS)
         assert scores.corpus["bleu_1"] == pytest.approx(4 / 5, abs=1e-6)
         assert scores.unavailable["meteor"].startswith("METEOR not computed: Java is missing.")
-        assert "built-in approximation" in scores.notes[0]
+        assert "built-in approximation" in scores.unavailable["ptb_tokenizer"]
 
     def test_java_is_never_taken_from_the_path(self, monkeypatch, tmp_path):
         build_fake_java(tmp_path, "raise SystemExit(1)\n")

@@ -1,0 +1,246 @@
+"""The two long jobs, from a configuration: train, and evaluate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ..datasets.batches import Batch
+from ..datasets.loader import Reader, TrainLoader
+from ..evaluation.report import print_results
+from ..evaluation.results import ProtocolResult
+from ..modeling.checkpoints.loader import load_weights
+from ..modeling.systems import find_system
+from ..utils import untrusted
+from ..utils.config import save_config
+from ..utils.errors import UsageError
+from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, save_tensors, verify
+from .data import First, open_reader, train_loader
+from .distributed import World, barrier, broadcast_text
+from .evaluate import evaluate_model, headline, precision, score_stored
+from .logs import JsonLines, TensorBoard, Tracker, Trackers, Wandb
+from .loop import StepReport, TrainingLoop
+from .optimizer import build_optimizer, build_schedule
+from .progress import ProgressBar
+from .run_folder import make_run_folder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Experiment:
+    """A system with its data, ready to train or to evaluate."""
+
+    model: nn.Module
+    tokenizer: Any
+    train_reader: Reader | None
+    test_reader: Reader
+
+
+def build_experiment(cfg: Any, world: World, *, training: bool) -> Experiment:
+    """Open the data sets and build the system, the same weights on every rank."""
+    train_reader = open_reader(cfg.DATASETS.TRAIN, cfg) if training else None
+    test_reader = open_reader(cfg.DATASETS.TEST, cfg)
+    system = find_system(cfg.MODEL.NAME)
+    tokenizer = system.tokenizer(cfg)
+    torch.manual_seed(cfg.SEED)
+    model = system.model(cfg, (train_reader or test_reader).categories, tokenizer).to(world.device)
+    return Experiment(model, tokenizer, train_reader, test_reader)
+
+
+class TrainingRun:
+    """One run: loop, evaluations, checkpoints and logs, in one folder.
+
+    Args:
+        cfg: the resolved configuration.
+        world: this process among its peers.
+    """
+
+    def __init__(self, cfg: Any, world: World) -> None:
+        self.cfg, self.world = cfg, world
+        self.experiment = build_experiment(cfg, world, training=True)
+        self.model = self.experiment.model
+        self.loader = train_loader(self.experiment.train_reader, self.experiment.tokenizer, cfg, world)
+        if cfg.WEIGHT:
+            _log.info("weights: %s", load_weights(self.model, cfg.RESUME_FROM))
+        self.max_steps = max_steps(cfg, self.loader)
+        self.loop = self._loop()
+        self.folder = make_run_folder(cfg, world)
+        self.checkpoints = CheckpointFolder(self.folder, cfg.KEEP_CHECKPOINTS)
+        if cfg.RESUME:
+            self._resume()
+        self.results: list[ProtocolResult] = []
+        self._evaluated_at = -1
+        self._saved_at = self.loop.state.step if cfg.RESUME else -1
+
+    def _loop(self) -> TrainingLoop:
+        cfg, solver = self.cfg, self.cfg.SOLVER
+        clip = solver.CLIP_GRADIENTS
+        return TrainingLoop(
+            self.model,
+            build_optimizer(self.model, solver),
+            build_schedule(solver, self.max_steps),
+            world=self.world,
+            seed=cfg.SEED,
+            precision=precision(cfg, self.world),
+            clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
+            accumulate=cfg.GRADIENT_ACCUMULATE_STEP,
+        )
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the headline figures of the last evaluation (on rank 0)."""
+        cfg, world = self.cfg, self.world
+        if world.is_main:
+            save_config(cfg, self.folder / "config.yaml")
+        self.trackers = self._trackers()
+        _log.info("run folder %s, %d optimiser steps, %d process(es)", self.folder, self.max_steps, world.size)
+        done = self.loop.state.step
+        if cfg.EVAL_AT_START and not done:
+            self.evaluate()
+        with ProgressBar("training", self.max_steps, done=done, enabled=world.is_main) as self.bar:
+            self.loop.run(
+                self._batches(),
+                len(self.loader),
+                self.max_steps,
+                should_report=self._should_report,
+                on_report=self._report,
+                after_step=self._after_step,
+            )
+        self.save()
+        figures = self.evaluate()
+        if world.is_main:
+            save_tensors(model_tensors(self.model), self.folder / "model.safetensors")
+        self.trackers.close()
+        barrier()
+        return figures
+
+    def _trackers(self) -> Trackers:
+        if not self.world.is_main:
+            return Trackers([])
+        cfg = self.cfg
+        resume_step = self.loop.state.step if cfg.RESUME else None
+        trackers: list[Tracker] = [JsonLines(self.folder / "metrics.jsonl", resume_step=resume_step)]
+        if cfg.TENSORBOARD:
+            trackers.append(TensorBoard(self.folder / "tensorboard"))
+        if cfg.WANDB:
+            name = f"{cfg.BASENAME}/{self.folder.name}"
+            values = OmegaConf.to_container(cfg, resolve=True)
+            trackers.append(Wandb(self.folder, project=cfg.WANDB_PROJECT, name=name, config=values))
+        return Trackers(trackers)
+
+    def _batches(self) -> Iterator[Batch]:
+        epoch, start = self.loop.state.epoch, self.loop.state.batch
+        while True:
+            yield from self.loader.batches(epoch, start)
+            epoch, start = epoch + 1, 0
+
+    def _should_report(self, step: int) -> bool:
+        first = step <= self.cfg.LOG_FIRST and self.loop.state.epoch == 0
+        return first or step % self.cfg.LOG_EVERY == 0 or step == self.max_steps
+
+    def _report(self, report: StepReport) -> None:
+        self.trackers.log("train", report.step, {k: v for k, v in asdict(report).items() if k != "step"})
+        if self.world.is_main:
+            _log.debug("step %d loss %.4f", report.step, report.loss)
+            self.note = f"loss {report.loss:.3f}  {report.images_per_second:.1f} images/s"
+
+    note = ""
+
+    def _after_step(self) -> None:
+        cfg, state = self.cfg, self.loop.state
+        self.bar.advance(note=self.note)
+        epoch_ended = state.batch == 0
+        if (cfg.CHECKPOINT_EVERY_STEPS and state.step % cfg.CHECKPOINT_EVERY_STEPS == 0) or epoch_ended:
+            self.save()
+        by_epoch = epoch_ended and cfg.EVAL_EVERY_EPOCHS and state.epoch % cfg.EVAL_EVERY_EPOCHS == 0
+        by_step = cfg.EVAL_EVERY_STEPS and state.step % cfg.EVAL_EVERY_STEPS == 0
+        if (by_epoch or by_step) and state.step < self.max_steps:
+            self.evaluate()
+
+    def save(self) -> None:
+        """Write a checkpoint, once per step."""
+        step = self.loop.state.step
+        if self._saved_at == step:
+            return
+        self._saved_at = step
+        if self.world.is_main:
+            self.checkpoints.save(self.model, self.loop.optimizer, self.loop.state_dict(), step)
+        barrier()
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES before."""
+        cfg, step = self.cfg, self.loop.state.step
+        final = step >= self.max_steps
+        reader = self.experiment.test_reader
+        if cfg.EVAL_MAX_IMAGES and not final:
+            reader = First(reader, cfg.EVAL_MAX_IMAGES)
+        folder = self.folder / "evaluations" / f"step_{step:08d}"
+        name = ", ".join(cfg.DATASETS.TEST)
+        self.results = evaluate_model(self.model, reader, cfg, self.world, folder, name=name)
+        figures = headline(self.results)
+        if self.world.is_main:
+            self.trackers.log("evaluate", step, {"seconds": self.loop.state.seconds, "metrics": figures})
+            _log.info("step %d: %s", step, ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+            if final:
+                print_results(self.results)
+        return figures
+
+    def _resume(self) -> None:
+        folder = self.checkpoints.newest() if self.world.is_main else None
+        folder = Path(broadcast_text(str(folder) if folder else None))
+        state = verify(folder)
+        _log.info("going on from %s", folder)
+        load_weights(self.model, folder)
+        restore_optimizer(self.loop.optimizer, self.model, untrusted.load_tensors(folder / "optimizer.safetensors"))
+        self.loop.load_state_dict(state)
+
+
+def max_steps(cfg: Any, loader: TrainLoader) -> int:
+    """Return the optimiser steps of a run: MAX_STEPS, or those of MAX_NUM_EPOCHS passes over the data."""
+    if cfg.SOLVER.MAX_STEPS:
+        return cfg.SOLVER.MAX_STEPS
+    return max(1, cfg.SOLVER.MAX_NUM_EPOCHS * len(loader) // cfg.GRADIENT_ACCUMULATE_STEP)
+
+
+def train(cfg: Any, world: World) -> tuple[Path, dict[str, float], list[ProtocolResult]]:
+    """Train as configured; returns the run folder and, on rank 0, headline figures and results."""
+    run = TrainingRun(cfg, world)
+    figures = run.run()
+    return run.folder, figures, run.results
+
+
+def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[ProtocolResult]:
+    """Evaluate weights, or stored predictions, on DATASETS.TEST.
+
+    Args:
+        cfg: the resolved configuration; RESUME_FROM names the weights.
+        world: this process among its peers.
+        predictions: a result file; no model is built then.
+    """
+    if predictions is not None:
+        return score_stored(cfg, predictions) if world.is_main else []
+    if not cfg.RESUME_FROM:
+        raise UsageError(
+            "There is nothing to evaluate.",
+            where="RESUME_FROM",
+            value="",
+            allowed="a weights file, a checkpoint or run folder; or --predictions FILE",
+            fix="--overrides RESUME_FROM <run folder>",
+        )
+    experiment = build_experiment(cfg, world, training=False)
+    _log.info("weights: %s", load_weights(experiment.model, cfg.RESUME_FROM))
+    folder = Path(cfg.SAVE_DIR) / cfg.BASENAME / "evaluation"
+    name = ", ".join(cfg.DATASETS.TEST)
+    results = evaluate_model(experiment.model, experiment.test_reader, cfg, world, folder, name=name)
+    if world.is_main:
+        print_results(results)
+        _log.info("written to %s", folder)
+    return results
+
