@@ -1,8 +1,8 @@
 """locap's command line: train | evaluate | predict | quickstart.
 
     python entry.py train    --conf_files configs/quickstart.yaml
-    mpirun -n 8 python entry.py train --conf_files configs/… --overrides SOLVER.BASE_LR 1e-4 …
-    torchrun --nproc_per_node 8 entry.py train …
+    mpirun -n 8 python entry.py train --conf_files configs/... --overrides SOLVER.BASE_LR 1e-4 ...
+    torchrun --nproc_per_node 8 entry.py train ...
 """
 
 from __future__ import annotations
@@ -27,12 +27,133 @@ def _register_package() -> None:
 if __name__ != "locap.entry":  # run as a script, or as the main module of a spawned worker
     _register_package()
 
+import argparse  # noqa: E402 - the package must exist first
+import logging  # noqa: E402
+import traceback  # noqa: E402
+from typing import Any  # noqa: E402
+
+from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
+from locap.utils.config import load_config  # noqa: E402
+from locap.utils.errors import EXIT_INTERNAL, LocapError, UsageError  # noqa: E402
+from locap.utils.logging import set_up_logging  # noqa: E402
+
+# what a command needs beyond this is imported inside it: a wrong configuration is reported before torch is loaded
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    from locap.utils.cli import run
+    arguments = make_parser().parse_args(argv)
+    set_up_logging()
+    try:
+        return arguments.command(arguments) or 0
+    except LocapError as err:
+        sys.stderr.write(f"error: {err}\n")
+        return err.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was saved before is intact\n")
+        return 130
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("\nThis is a defect of locap, not of your input. Please report it with the lines above.\n")
+        return EXIT_INTERNAL
 
-    return run(argv)
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
+    commands = parser.add_subparsers(required=True, metavar="train | evaluate | predict | quickstart")
+
+    train = commands.add_parser("train", help="train a system")
+    train.set_defaults(command=run_train)
+    evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
+    evaluate.set_defaults(command=run_evaluate)
+    evaluate.add_argument("--predictions", metavar="FILE", help="score this result file; no model is built")
+    predict = commands.add_parser("predict", help="segment and describe images")
+    predict.set_defaults(command=run_predict)
+    add_predict_arguments(predict)
+    for command in (train, evaluate, predict):
+        add_config_arguments(command, required=command is not predict)
+
+    quickstart = commands.add_parser("quickstart", help="train a tiny system on drawn scenes and write a report")
+    quickstart.set_defaults(command=run_quickstart)
+    quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER")
+    add_config_arguments(quickstart, required=False)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the configuration's arguments; --overrides takes the rest of the line."""
+    parser.add_argument("--conf_files", nargs="+", required=required, default=[], metavar="YAML", help="later ones win")
+    parser.add_argument("--config_overrides", nargs="+", default=[], metavar="JSON", help="one JSON object")
+    parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of prediction."""
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="photographs; default: the first test image")
+    parser.add_argument("--model", metavar="FOLDER", help="a run folder: its config.yaml and newest weights")
+    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and JSON go")
+    parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
+
+
+def read_config(arguments: argparse.Namespace) -> Any:
+    """Load the configuration that the arguments describe."""
+    files, overrides = list(arguments.conf_files), list(arguments.overrides)
+    if getattr(arguments, "model", None):
+        files = files or [str(Path(arguments.model) / "config.yaml")]
+        overrides += ["RESUME_FROM", arguments.model, "RESUME", "false", "WEIGHT", "false"]
+    if not files:
+        raise UsageError("There is no configuration.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
+    if "BASENAME" not in overrides:
+        overrides = ["BASENAME", Path(files[0]).stem, *overrides]
+    return load_config(
+        files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides)
+    )
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    """Train."""
+    cfg = read_config(arguments)
+    from locap.trainer.distributed import process_group
+    from locap.trainer.experiment import train
+
+    with process_group(device=device_of(cfg), port=cfg.PORT) as world:
+        train(cfg, world)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate weights or stored predictions; 5 when the machine lacked something for a figure."""
+    cfg = read_config(arguments)
+    from locap.evaluation.report import exit_code
+    from locap.trainer.distributed import process_group
+    from locap.trainer.experiment import evaluate
+
+    with process_group(device=device_of(cfg), port=cfg.PORT) as world:
+        return exit_code(evaluate(cfg, world, predictions=arguments.predictions))
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Write a picture and a JSON per image."""
+    cfg = read_config(arguments)
+    from locap.inference.single_image import predict_images
+    from locap.trainer.distributed import pick_device
+
+    device = pick_device(device_of(cfg))
+    predict_images(cfg, arguments.image, Path(arguments.output), device=device, name=arguments.name)
+
+
+def run_quickstart(arguments: argparse.Namespace) -> int:
+    """Train, evaluate and caption on the embedded data set."""
+    from locap.trainer.quickstart import quickstart
+
+    arguments.conf_files = arguments.conf_files or [str(Path(__file__).resolve().parent / "configs" / "quickstart.yaml")]
+    arguments.overrides = ["SAVE_DIR", arguments.output, *arguments.overrides]
+    return quickstart(read_config(arguments), Path(arguments.output))
+
+
+def device_of(cfg: Any) -> str:
+    """Return DEVICE, or "cpu" when CUDA is switched off."""
+    return cfg.DEVICE if cfg.CUDA else "cpu"
 
 
 if __name__ == "__main__":

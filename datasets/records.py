@@ -148,12 +148,20 @@ def box_of_mask(mask: np.ndarray) -> tuple[float, float, float, float]:
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def record_to_json(record: Record) -> dict[str, Any]:
-    """Return the record as plain JSON values; pixels become a null image, an id map in memory becomes masks."""
+def record_to_json(record: Record, names: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Return the record as plain JSON values; pixels become a null image, an id map in memory becomes masks.
+
+    Args:
+        record: the record.
+        names: category id -> name; adds a ``category_name`` to every region, for human readers.
+    """
     body = _without_empty(record, skip=("image", "id_map", "regions"))
     body["image"] = record.image if isinstance(record.image, str) else None
     ids = record.id_map if isinstance(record.id_map, np.ndarray) else None
     body["regions"] = [_region_to_json(region, ids) for region in record.regions]
+    for item in body["regions"] if names else ():
+        if item.get("category_id") in names:
+            item["category_name"] = names[item["category_id"]]
     if isinstance(record.id_map, str):
         body["id_map"] = record.id_map
     return body
@@ -206,6 +214,7 @@ def record_from_json(body: Mapping[str, Any], *, where: str = "record") -> Recor
 
 def _region_from_json(body: Mapping[str, Any]) -> Region:
     body = dict(body)
+    body.pop("category_name", None)  # the file's table of categories knows it
     if (box := body.pop("box_xyxy", None)) is not None:
         if len(box) != 4 or not np.isfinite(box).all():
             raise ValueError(f"box_xyxy must be four finite numbers, got {box}")
@@ -230,11 +239,12 @@ def write_records(
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a record file atomically: ``{"format", "meta", "categories", "records"}``."""
+    names = {category.id: category.name for category in categories}
     document = {
         "format": FORMAT,
         "meta": dict(meta or {}),
         "categories": [_without_empty(category) | {"is_thing": category.is_thing} for category in categories],
-        "records": [record_to_json(record) for record in records],
+        "records": [record_to_json(record, names) for record in records],
     }
     return write_json(path, document)
 

@@ -187,25 +187,3 @@ def region_boxes(record: Record) -> list[tuple[float, float, float, float] | Non
         region.box_xyxy or (box_of_mask(mask) if mask is not None else None)
         for region, mask in zip(record.regions, region_masks(record), strict=True)
     ]
-
-
-def prediction_to_json(record: Record, categories: Sequence[Category]) -> dict[str, Any]:
-    """Return a prediction as plain JSON values that stand for themselves.
-
-    As `record_to_json`, but every region of an id map carries its own run-length mask and its box (x0, y0, x1, y1) in
-    absolute pixels, and every region its ``category_name`` and, even if empty, its captions.
-    """
-    body = record_to_json(record)
-    body.pop("id_map", None)
-    names = {category.id: category.name for category in categories}
-    for item, region, mask in zip(body["regions"], record.regions, region_masks(record), strict=True):
-        if mask is not None:
-            item.setdefault("mask", encode_mask(mask))
-            item.setdefault("box_xyxy", list(box_of_mask(mask)))
-        if "box_xyxy" in item:
-            item["box_xyxy"] = [float(side) for side in item["box_xyxy"]]
-        if region.category_id is not None:
-            item["category_name"] = category_name(region, names)
-        item.setdefault("captions", [])
-        item |= {name: float(item[name]) for name in ("score", "caption_score") if name in item}
-    return body

@@ -71,7 +71,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
         caption_match=decoder_cfg.DENSECAPTION_MATCH,
         caption_gradient_scale=decoder_cfg.CAPTION_GRADIENT_SCALE,
-        semantic_head=SemanticHead(model.ENCODER.MASK_DIM, len(categories)) if weights.semantic else None,
+        semantic_head=_semantic_head(model, categories) if weights.semantic else None,
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
         beam_size=model.TEXT_DECODER.BEAM_SIZE,
         max_words=model.TEXT_DECODER.MAX_STEPS,
@@ -167,6 +167,11 @@ def _criterion(cfg: Any) -> SetCriterion:
         importance_ratio=cfg.IMPORTANCE_SAMPLE_RATIO,
         no_object_weight=cfg.NO_OBJECT_WEIGHT,
     )
+
+
+def _semantic_head(model: Any, categories: Sequence[Category]) -> SemanticHead:
+    thing = model.DECODER.SEMANTIC_AUX_THING_WEIGHT
+    return SemanticHead(model.ENCODER.MASK_DIM, [thing if category.is_thing else 1.0 for category in categories])
 
 
 def _loss_weights(cfg: Any) -> LossWeights:

@@ -20,7 +20,7 @@ from ..datasets.batches import Batch
 from ..datasets.records import Category, Record, Region, box_of_mask
 from ..utils.tokenizers import CaptionTokenizer
 from .heads.panoptic import PanopticMap, PanopticThresholds, keep_queries, panoptic_map, resize_masks
-from .heads.semantic import SemanticHead, count_positions
+from .heads.semantic import SemanticHead
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
 from .losses.caption import smoothed_caption_loss
@@ -143,7 +143,7 @@ class Pix2Cap(nn.Module):
             "words": words,
         }
         if self.semantic_head is not None:
-            counts["positions"] = count_positions(batch.targets)
+            counts["positions"] = self.semantic_head.count(batch.targets)
         return counts
 
     def encode(self, images: Tensor, class_texts: Tensor) -> tuple[DecodedQueries, dict[str, Tensor]]:

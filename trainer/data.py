@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..datasets.loader import EvalLoader, Reader, TrainLoader
-from ..datasets.readers import open_dataset
+from ..datasets.readers import SHAPES_SPLITS, open_dataset
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
 from ..datasets.transforms.mapper import EvalMapper, PanopticCaptionMapper
 from ..utils.errors import UsageError
 from ..utils.tokenizers import CaptionTokenizer
 from .distributed import World
-
-SHAPES_SPLITS = {"shapes_train": "train", "shapes_val": "val", "shapes_test": "test"}
 
 
 class Concatenated:

@@ -85,7 +85,7 @@ def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes:
         timeout_minutes: how long a collective waits for a missing peer.
     """
     launcher, rank, size, local_rank = discover()
-    world = World(rank, size, local_rank, _device(device, local_rank), launcher)
+    world = World(rank, size, local_rank, pick_device(device, local_rank), launcher)
     if size == 1:
         yield world
         return
@@ -103,7 +103,8 @@ def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes:
         dist.destroy_process_group()
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """Return the device a process computes on; "auto" takes a GPU when there is one."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -7,7 +7,7 @@ returns a `Record`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import shown
 from ..categories import COCO_PANOPTIC
+from ..records import Category
+from ..shapes import CATEGORIES as SHAPES_CATEGORIES
 from ..shapes import Shapes
 from .coco_panoptic import CocoPanopticReader
 from .pix2cap import Pix2CapReader
 
 READERS = {"coco_panoptic": CocoPanopticReader, "pix2cap": Pix2CapReader, "shapes": Shapes}
+SHAPES_SPLITS = {"shapes_train": "train", "shapes_val": "val", "shapes_test": "test"}
 ROOT_VARIABLES = ("DETECTRON2_DATASETS", "DATASETS")
 
 
@@ -50,6 +53,33 @@ DATASETS: Mapping[str, Source] = {
 }
 
 
+def categories_of(names: Sequence[str]) -> tuple[Category, ...]:
+    """Return the categories of named data sets, without their files.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    for name in names:
+        if name in SHAPES_SPLITS:
+            return SHAPES_CATEGORIES
+        source(name)
+    return COCO_PANOPTIC
+
+
+def source(name: str) -> Source:
+    """Return where a named data set of files lies.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    if name not in DATASETS:
+        known = [*DATASETS, *SHAPES_SPLITS]
+        close = nearest(name, known)
+        fix = f"did you mean {close}?" if close else None
+        raise UsageError("Unknown data set.", value=name, allowed=", ".join(known), fix=fix)
+    return DATASETS[name]
+
+
 def open_dataset(name: str, root: str | Path | None = None) -> CocoPanopticReader:
     """Open a data set of `DATASETS` by name.
 
@@ -61,15 +91,13 @@ def open_dataset(name: str, root: str | Path | None = None) -> CocoPanopticReade
         UsageError: unknown name.
         DataError: no root, or its files are missing or inconsistent.
     """
-    if name not in DATASETS:
-        close = nearest(name, DATASETS)
-        fix = f"did you mean {close}?" if close else None
-        raise UsageError("Unknown data set.", value=name, allowed=", ".join(DATASETS), fix=fix)
-    source, base = DATASETS[name], _base(name, root)
+    described = source(name)
+    base = _base(name, root)
     options: dict[str, Any] = {"categories": COCO_PANOPTIC}
-    if source.reader == "pix2cap":
-        options["min_description"] = source.min_description
-    return READERS[source.reader](base / source.annotations, base / source.images, base / source.panoptic, **options)
+    if described.reader == "pix2cap":
+        options["min_description"] = described.min_description
+    paths = (base / described.annotations, base / described.images, base / described.panoptic)
+    return READERS[described.reader](*paths, **options)
 
 
 def _base(name: str, root: str | Path | None) -> Path:

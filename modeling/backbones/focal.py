@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..layers.depthwise import DepthwiseConv2d
+
 
 class FocalModulation(nn.Module):
     """Gather context at L growing scales and one global one, gate them per position, modulate the query with them."""
@@ -31,8 +33,7 @@ class FocalModulation(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.focal_layers = nn.ModuleList(
-            nn.Conv2d(dim, dim, window + 2 * level, padding=(window + 2 * level) // 2, groups=dim, bias=False)
-            for level in range(num_levels)
+            DepthwiseConv2d(dim, window + 2 * level) for level in range(num_levels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +87,8 @@ class FocalBlock(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
         if depthwise:
-            self.dw1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-            self.dw2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+            self.dw1 = DepthwiseConv2d(dim, 3, bias=True)
+            self.dw2 = DepthwiseConv2d(dim, 3, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,24 +16,29 @@ class SemanticHead(nn.Module):
 
     Args:
         dim: width of the mask features.
-        num_classes: K.
+        class_weights: K factors, so that small things can count for more than wide stuff.
     """
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, class_weights: Sequence[float]) -> None:
         super().__init__()
-        self.classify = nn.Conv2d(dim, num_classes, 1)
+        self.classify = nn.Conv2d(dim, len(class_weights), 1)
+        self.register_buffer("class_weights", torch.tensor(class_weights, dtype=torch.float32), persistent=False)
 
     def loss(self, mask_features: Tensor, targets: list[RegionTargets]) -> Tensor:
-        """Return the sum of cross-entropies over positions that are not void; mask_features: (B, C, h, w)."""
+        """Return the weighted sum of cross-entropies over positions that are not void; mask_features: (B, C, h, w)."""
         logits = self.classify(mask_features)
         height, width = logits.shape[-2:]
         classes = torch.stack([semantic_map(t, height, width) for t in targets])
-        return F.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="sum")
+        return F.cross_entropy(logits.float(), classes, self.class_weights, ignore_index=-1, reduction="sum")
 
-
-def count_positions(targets: list[RegionTargets]) -> int:
-    """Return how many positions `semantic_map` labels in a batch."""
-    return int(sum(torch.isin(_cells(target), target.segment_ids.int()).sum() for target in targets))
+    def count(self, targets: list[RegionTargets]) -> float:
+        """Return the sum of weights of all positions that `loss` sees in a batch."""
+        total = 0.0
+        for target in targets:
+            cells = _cells(target)
+            for segment, weight in zip(target.segment_ids, self.class_weights[target.labels].tolist(), strict=True):
+                total += weight * int((cells == segment).sum())
+        return total
 
 
 def semantic_map(targets: RegionTargets, height: int, width: int) -> Tensor:

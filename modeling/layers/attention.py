@@ -10,6 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, is_causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """Fused attention, (B, H, N, D/H) and (B, H, M, D/H) twice -> (B, H, N, D/H); ``allowed`` is a bool mask.
+
+    On the CPU it runs in float32: the half-precision backward kernel is many times slower there.
+    """
+    dtype = q.dtype
+    if q.device.type == "cpu":
+        q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast(q.device.type, enabled=False):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal, dropout_p=dropout)
+    return out.to(dtype)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al., 2017), batch first.
 
@@ -49,8 +64,7 @@ class MultiHeadAttention(nn.Module):
             (B, N, D).
         """
         q, k, v = self._project(query, key, value)
-        allowed = None if blocked is None else ~blocked
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal)  # B H N D/H
+        out = attend(q, k, v, allowed=None if blocked is None else ~blocked, is_causal=is_causal)  # B H N D/H
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -149,9 +149,9 @@ class QueryDecoder(nn.Module):
         memory = self.input_proj[index](x).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
         position = sine_position_map(height, width, memory.shape[-1], device=x.device).to(memory.dtype)
         resized = F.interpolate(
-            mask_features.detach(), size=(height, width), mode="bicubic", align_corners=False, antialias=True
+            mask_features.detach().float(), size=(height, width), mode="bicubic", align_corners=False, antialias=True
         )
-        return _Level(memory, position, resized)
+        return _Level(memory, position, resized.to(mask_features.dtype))
 
     def _look(
         self, x: Tensor, position: Tensor, mask_embed: Tensor, level: _Level, mask_features: Tensor

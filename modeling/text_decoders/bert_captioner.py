@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.attention import attend
+
 
 class BertAttention(nn.Module):
     """BERT self-attention with residual and post-norm; keys and values may be extended from a cache."""
@@ -30,9 +32,7 @@ class BertAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
         """x: (R, N, D); keys, values: (R, heads, N', D / heads); allowed: bool (N, N')."""
         dropout = self.dropout.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            self._heads(self.query(x)), keys, values, attn_mask=allowed, dropout_p=dropout
-        )
+        out = attend(self._heads(self.query(x)), keys, values, allowed=allowed, dropout=dropout)
         return self.norm(x + self.dropout(self.dense(out.transpose(1, 2).flatten(2))))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 from locap.datasets.records import Category, Record, Region, decode_mask, encode_mask
 from locap.inference.badges import place_badges
 from locap.inference.drawing import Shapes, distance_to_edge, load_font, printable, region_color, resize_mask, wrap_text
-from locap.inference.visualise import comparison_grid, draw_record, paint_regions, prediction_to_json, print_regions
+from locap.inference.visualise import comparison_grid, draw_record, paint_regions, print_regions
 from PIL import Image
 from rich.console import Console
 
@@ -199,20 +199,6 @@ def test_table_shows_numbers_boxes_and_raw_captions():
         "[red]x[/red]",
     ]
     print_regions(odd_record(), CATEGORIES, Console(file=out, width=80))
-
-
-def test_json_stands_for_itself():
-    ids = np.zeros((40, 60), np.int32)
-    ids[10:20, 5:30] = 7
-    regions = [Region(7, 1, captions=("a thing",), score=np.float32(0.5), caption_score=-1.5), Region(8, None)]
-    body = json.loads(json.dumps(prediction_to_json(Record(3, 40, 60, regions=regions, id_map=ids), CATEGORIES)))
-    first, second = body["regions"]
-    assert (first["category_id"], first["category_name"], first["captions"]) == (1, "circle", ["a thing"])
-    assert (first["box_xyxy"], first["score"], first["caption_score"]) == ([5, 10, 30, 20], 0.5, -1.5)
-    np.testing.assert_array_equal(decode_mask(first["mask"]), ids == 7)
-    assert "category_name" not in second
-    assert second["captions"] == []
-    assert "id_map" not in body
 
 
 def test_drawing_is_fast():

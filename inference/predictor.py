@@ -1,0 +1,99 @@
+"""One image in, a record with segments and captions out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from ..datasets.batches import Batch
+from ..datasets.collate import collate
+from ..datasets.readers import categories_of
+from ..datasets.records import Category, Record, write_records
+from ..datasets.transforms.mapper import EvalMapper
+from ..modeling.checkpoints.loader import load_weights
+from ..modeling.systems import find_system
+from ..utils import untrusted
+from ..utils.errors import UsageError
+from ..utils.files import atomic_path
+from .visualise import draw_record, print_regions
+
+_log = logging.getLogger(__name__)
+
+
+class Predictor:
+    """A system ready for images.
+
+    Args:
+        model: in evaluation mode, on the device it is to run on.
+        categories: its classes.
+        mapper: brings an image to the model's test size.
+    """
+
+    def __init__(self, model: nn.Module, categories: Sequence[Category], mapper: EvalMapper) -> None:
+        self.model, self.categories, self.mapper = model.eval(), tuple(categories), mapper
+
+    @classmethod
+    def from_config(cls, cfg: Any, device: torch.device | str = "cpu") -> Predictor:
+        """Build the configured system and load the weights of RESUME_FROM.
+
+        Raises:
+            UsageError: RESUME_FROM is empty.
+            CheckpointError: the weights are missing or don't fit.
+        """
+        if not cfg.RESUME_FROM:
+            raise UsageError(
+                "There are no weights to predict with.",
+                where="RESUME_FROM",
+                value="",
+                allowed="a weights file, a checkpoint or run folder",
+                fix="--overrides RESUME_FROM <run folder>, or --model <run folder>",
+            )
+        categories = categories_of(cfg.DATASETS.TEST)
+        system = find_system(cfg.MODEL.NAME)
+        model = system.model(cfg, categories, system.tokenizer(cfg)).to(device)
+        _log.info("weights: %s", load_weights(model, cfg.RESUME_FROM))
+        inputs = cfg.COCO.INPUT
+        return cls(model, categories, EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST))
+
+    def predict(self, record: Record) -> Record:
+        """Predict one image; see the system's ``predict`` for what the result holds."""
+        batch: Batch = collate([self.mapper(record)])
+        device = next(self.model.parameters()).device
+        prediction = self.model.predict(batch.to(device))[0]
+        prediction.image = record.image
+        return prediction
+
+    def predict_image(self, image: str | Path | np.ndarray) -> Record:
+        """Predict a file or uint8 (height, width, 3) RGB pixels."""
+        return self.predict(record_of_image(image))
+
+
+def record_of_image(image: str | Path | np.ndarray) -> Record:
+    """Return a record without regions around an image.
+
+    Raises:
+        DataError: the file cannot be read as an image.
+    """
+    pixels = image if isinstance(image, np.ndarray) else untrusted.read_image(image)
+    name = "image" if isinstance(image, np.ndarray) else Path(image).name
+    return Record(name, *pixels.shape[:2], image=pixels)
+
+
+def write_prediction(
+    folder: Path, name: str, image: np.ndarray, prediction: Record, categories: Sequence[Category], console: Console
+) -> list[Path]:
+    """Write ``<name>.json`` (a record file) and ``<name>.png`` (the picture) and print the regions as a table."""
+    prediction.image = None
+    paths = [write_records(folder / f"{name}.json", [prediction], categories)]
+    picture = draw_record(image, prediction, categories)
+    with atomic_path(folder / f"{name}.png") as temporary:
+        picture.save(temporary)
+    print_regions(prediction, categories, console)
+    return [*paths, folder / f"{name}.png"]
