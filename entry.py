@@ -1,5 +1,6 @@
 """locap's command line: train | evaluate | predict | quickstart.
 
+Examples:
     python entry.py train    --conf_files configs/quickstart.yaml
     mpirun -n 8 python entry.py train --conf_files configs/... --overrides SOLVER.BASE_LR 1e-4 ...
     torchrun --nproc_per_node 8 entry.py train ...
@@ -28,9 +29,10 @@ if __name__ != "locap.entry":  # run as a script, or as the main module of a spa
     _register_package()
 
 import argparse  # noqa: E402 - the package must exist first
-import logging  # noqa: E402
 import traceback  # noqa: E402
 from typing import Any  # noqa: E402
+
+from omegaconf import read_write  # noqa: E402
 
 from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
@@ -104,11 +106,11 @@ def read_config(arguments: argparse.Namespace) -> Any:
         overrides += ["RESUME_FROM", arguments.model, "RESUME", "false", "WEIGHT", "false"]
     if not files:
         raise UsageError("There is no configuration.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
-    if "BASENAME" not in overrides:
-        overrides = ["BASENAME", Path(files[0]).stem, *overrides]
-    return load_config(
-        files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides)
-    )
+    cfg = load_config(files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides))
+    if not cfg.BASENAME:
+        with read_write(cfg):
+            cfg.BASENAME = Path(files[0]).stem
+    return cfg
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -146,7 +148,8 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
     """Train, evaluate and caption on the embedded data set."""
     from locap.trainer.quickstart import quickstart
 
-    arguments.conf_files = arguments.conf_files or [str(Path(__file__).resolve().parent / "configs" / "quickstart.yaml")]
+    shipped = Path(__file__).resolve().parent / "configs" / "quickstart.yaml"
+    arguments.conf_files = arguments.conf_files or [str(shipped)]
     arguments.overrides = ["SAVE_DIR", arguments.output, *arguments.overrides]
     return quickstart(read_config(arguments), Path(arguments.output))
 

@@ -29,6 +29,15 @@ from ..utils.files import write_json
 
 Rle = Mapping[str, Any]
 FORMAT = "locap-records/1"
+_KINDS: dict[str, tuple[tuple[type, ...], bool]] = {  # single values of records and regions in JSON: types, may be null
+    **dict.fromkeys(("id", "height", "width"), ((int,), False)),
+    **dict.fromkeys(("score", "caption_score", "area"), ((int, float), True)),
+    **dict.fromkeys(("mask", "attributes"), ((dict,), True)),
+    **dict.fromkeys(("image", "id_map"), ((str,), True)),
+    "image_id": ((int, str), False),
+    "category_id": ((int,), True),
+    "is_crowd": ((bool,), False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +184,15 @@ def _region_to_json(region: Region, ids: np.ndarray | None) -> dict[str, Any]:
 
 
 def _without_empty(item: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a dataclass as a dict without its empty fields."""
-    values = {f.name: getattr(item, f.name) for f in dataclasses.fields(item) if f.name not in skip}
+    """Return a dataclass as a dict without its empty fields; one without a default is kept, since readers need it."""
+    fields = [f for f in dataclasses.fields(item) if f.name not in skip]
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    values = {f.name: getattr(item, f.name) for f in fields}
     return {
         name: _plain(value)
         for name, value in values.items()
-        if value is not None and value is not False and not (hasattr(value, "__len__") and len(value) == 0)
+        if name in needed
+        or (value is not None and value is not False and not (hasattr(value, "__len__") and len(value) == 0))
     }
 
 
@@ -206,8 +218,11 @@ def record_from_json(body: Mapping[str, Any], *, where: str = "record") -> Recor
             tuple(Turn(**{**turn, "region_ids": tuple(turn.get("region_ids", ()))}) for turn in turns)
             for turns in body.pop("conversations", [])
         )
-        captions = tuple(body.pop("captions", ()))
+        captions = _texts(body.pop("captions", []), "captions")
+        _check_kinds(body)
         return Record(regions=regions, narratives=narratives, conversations=conversations, captions=captions, **body)
+    except KeyError as err:
+        raise DataError(f"Not a record: {err} is missing.", where=where) from None
     except (TypeError, ValueError, AttributeError) as err:
         raise DataError(f"Not a record: {err}.", where=where) from None
 
@@ -220,16 +235,40 @@ def _region_from_json(body: Mapping[str, Any]) -> Region:
             raise ValueError(f"box_xyxy must be four finite numbers, got {box}")
         body["box_xyxy"] = tuple(float(side) for side in box)
     for name in ("captions", "phrases", "expressions"):
-        body[name] = tuple(body.get(name, ()))
-    for name in ("points", "keypoints"):
-        body[name] = tuple(tuple(point) for point in body.get(name, ()))
+        body[name] = _texts(body.get(name, []), name)
+    for name, length in (("points", 2), ("keypoints", 3)):
+        body[name] = _points(body.get(name, []), name, length)
+    _check_kinds(body)
     return Region(**body)
 
 
 def _narrative_from_json(body: Mapping[str, Any]) -> Narrative:
-    words = tuple(TimedWord(**word) for word in body.get("words", ()))
-    traces = tuple(tuple(tuple(point) for point in stroke) for stroke in body.get("traces", ()))
+    words = tuple(TimedWord(**word) for word in body.get("words", []))
+    traces = tuple(_points(stroke, "a stroke of traces", 3) for stroke in body.get("traces", []))
     return Narrative(body["caption"], words, traces)
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name} must be a list of texts, got {value!r}")
+    return tuple(value)
+
+
+def _points(value: Any, name: str, length: int) -> tuple[tuple[float, ...], ...]:
+    points = tuple(tuple(point) for point in value)
+    if not all(len(point) == length and np.isfinite(point).all() for point in points):
+        raise ValueError(f"{name} must be lists of {length} finite numbers, got {value!r}")
+    return points
+
+
+def _check_kinds(body: Mapping[str, Any]) -> None:
+    for name, (kinds, may_be_null) in _KINDS.items():
+        value = body.get(name)
+        if name not in body or (value is None and may_be_null):
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def write_records(
@@ -258,12 +297,25 @@ def read_records(path: str | Path) -> tuple[list[Record], list[Category], dict[s
     document = untrusted.read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DataError("Not a record file.", where=str(path), allowed=f'a JSON object with "format": "{FORMAT}"')
+    for name, kind in (("records", list), ("categories", list), ("meta", dict)):
+        if not isinstance(document.get(name, kind()), kind):
+            raise DataError(f'"{name}" of the record file is not a {kind.__name__}.', where=str(path))
     records = [
         record_from_json(body, where=f"{path}: records[{index}]")
         for index, body in enumerate(document.get("records", []))
     ]
     categories = [
-        Category(**{**body, "color": tuple(body["color"]) if body.get("color") else None})
-        for body in document.get("categories", [])
+        _category_from_json(body, where=f"{path}: categories[{index}]")
+        for index, body in enumerate(document.get("categories", []))
     ]
     return records, categories, document.get("meta", {})
+
+
+def _category_from_json(body: Mapping[str, Any], where: str) -> Category:
+    try:
+        category = Category(**{**body, "color": tuple(body["color"]) if body.get("color") else None})
+        _check_kinds({"id": category.id})
+        _texts([category.name], "name")
+    except (TypeError, ValueError, AttributeError) as err:
+        raise DataError(f"Not a category: {err}.", where=where) from None
+    return category

@@ -16,4 +16,5 @@ if __name__ == "__main__":
     _spec = importlib.util.spec_from_file_location("locap_entry", _path)
     entry = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(entry)
-    sys.exit(entry.main(["predict", "--name", "densemask", *(word for word in sys.argv[1:] if word != "evaluate")]))
+    _arguments = sys.argv[2:] if sys.argv[1:2] == ["evaluate"] else sys.argv[1:]
+    sys.exit(entry.main(["predict", "--name", "densemask", *_arguments]))

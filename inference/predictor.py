@@ -17,7 +17,7 @@ from ..datasets.collate import collate
 from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, write_records
 from ..datasets.transforms.mapper import EvalMapper
-from ..modeling.checkpoints.loader import load_weights
+from ..modeling.checkpoints.loader import find_weights, load_weights
 from ..modeling.systems import find_system
 from ..utils import untrusted
 from ..utils.errors import UsageError
@@ -55,6 +55,7 @@ class Predictor:
                 allowed="a weights file, a checkpoint or run folder",
                 fix="--overrides RESUME_FROM <run folder>, or --model <run folder>",
             )
+        find_weights(Path(cfg.RESUME_FROM))
         categories = categories_of(cfg.DATASETS.TEST)
         system = find_system(cfg.MODEL.NAME)
         model = system.model(cfg, categories, system.tokenizer(cfg)).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.console import Console
 from ..datasets.readers import SHAPES_SPLITS, open_dataset
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
+from ..utils import untrusted
+from ..utils.errors import UsageError
 from .predictor import Predictor, record_of_image, write_prediction
 
 _log = logging.getLogger(__name__)
@@ -33,25 +36,41 @@ def predict_images(
         images: files; None takes the first image of DATASETS.TEST.
         output: the folder.
         device: where to compute.
-        name: of the files written; by default each image's own.
+        name: of the files written; by default each image's own. Where names meet, a number follows.
 
     Returns:
         The paths written.
+
+    Raises:
+        DataError: an image is missing, before anything is computed, or unreadable.
     """
-    records = [record_of_image(image) for image in images] if images else [first_test_image(cfg)]
+    for image in images or ():
+        untrusted.require_file(image, what="image")
+    records = map(record_of_image, images) if images else [first_test_image(cfg)]
     predictor = Predictor.from_config(cfg, device)
     console = Console()
-    written = []
+    written: list[Path] = []
+    taken: set[str] = set()
     for record in records:
-        stem = name or Path(str(record.image_id)).stem
+        stem = _unused(name or Path(str(record.image_id)).stem, taken)
         prediction = predictor.predict(record)
         written += write_prediction(output, stem, record.read_image(), prediction, predictor.categories, console)
         _log.info("written: %s", ", ".join(str(path) for path in written[-2:]))
     return written
 
 
+def _unused(stem: str, taken: set[str]) -> str:
+    """Return the stem, with a number where it is taken already, and take it."""
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    chosen = next(candidate for candidate in itertools.chain([stem], numbered) if candidate not in taken)
+    taken.add(chosen)
+    return chosen
+
+
 def first_test_image(cfg: Any) -> Record:
     """Return the first record of DATASETS.TEST."""
+    if not cfg.DATASETS.TEST:
+        raise UsageError("There is no image.", fix="give --image FILE, or name a data set in DATASETS.TEST")
     name = cfg.DATASETS.TEST[0]
     if name in SHAPES_SPLITS:
         return Shapes(1, seed=cfg.SHAPES.SEED, split=SHAPES_SPLITS[name], image_size=cfg.SHAPES.IMAGE_SIZE)[0]

@@ -156,6 +156,7 @@ def _captioner(cfg: Any) -> BertCaptioner:
         num_heads=cfg.ATTENTION_HEADS,
         ffn_dim=cfg.FEEDFORWARD_SIZE,
         dropout=cfg.DROPOUT,
+        init_std=cfg.INIT_STD,
     )
 
 
@@ -180,7 +181,7 @@ def _loss_weights(cfg: Any) -> LossWeights:
         mask_ce=cfg.CLASS_WEIGHT,
         mask_bce=cfg.MASK_WEIGHT,
         mask_dice=cfg.DICE_WEIGHT,
-        caption=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED else 0.0,
+        caption=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED and cfg.TOP_DENSECAPTION_LAYERS else 0.0,
         caption_points=min(cfg.TOP_DENSECAPTION_LAYERS, cfg.DEC_LAYERS),
         box_l1=boxes * cfg.BBOX_WEIGHT,
         box_giou=boxes * cfg.GIOU_WEIGHT,

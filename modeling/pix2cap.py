@@ -128,6 +128,12 @@ class Pix2Cap(nn.Module):
         self.caption_match, self.caption_gradient_scale = caption_match, caption_gradient_scale
         self.class_query_in_panoptic = class_query_in_panoptic
         self.beam_size, self.max_words = beam_size, max_words
+        self.register_load_state_dict_post_hook(lambda *_: class_texts.forget())
+
+    def train(self, mode: bool = True) -> Pix2Cap:
+        """Switch modes; the class texts are encoded anew after training."""
+        self.class_texts.forget()
+        return super().train(mode)
 
     @property
     def num_objects(self) -> int:
@@ -223,8 +229,8 @@ class Pix2Cap(nn.Module):
                 tokens.append(self._read_regions(view, queries))
                 words.append(target.caption_tokens[segments])
                 layers.append(torch.full_like(queries, layer))
-        words, layers = _stack_words(words, self.tokenizer.pad_id), torch.cat(layers)
-        states = self.captioner(torch.cat(tokens), words[:, :-1])
+        words, layers, tokens = _stack_words(words, self.tokenizer.pad_id), torch.cat(layers), torch.cat(tokens)
+        states = self.captioner(tokens, words[:, :-1])
         spoken = words[:, 1:] != self.tokenizer.pad_id  # R T-1
         logits, following = self.captioner.logits(states[spoken]), words[:, 1:][spoken]
         layer_of_word = layers[:, None].expand_as(spoken)[spoken]

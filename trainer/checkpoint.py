@@ -1,7 +1,8 @@
 """Checkpoints: a directory that appears by one rename, with tensors, JSON and a manifest of hashes; no pickle.
 
-    <run>/checkpoints/step_00000500/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
-    <run>/latest                      the name of the newest one, a hint; the directories themselves decide
+In a run's folder:
+    checkpoints/step_00000500/  {model.safetensors, optimizer.safetensors, state.json, manifest.json}
+    latest                      the name of the newest one, a hint; the directories themselves decide
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..utils import untrusted
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, LocapError
 from ..utils.files import atomic_path, sync, write_json, write_text
 
 FORMAT_VERSION = 1
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _log = logging.getLogger(__name__)
 
 
@@ -51,9 +55,24 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file atomically."""
-    with atomic_path(path) as temporary:
+    """Write a safetensors file atomically.
+
+    Raises:
+        CheckpointError: the disk is full, or cannot be written to.
+    """
+    with _disk_errors("The weights could not be written", path), atomic_path(path) as temporary:
         save_file(dict(tensors), temporary)
+
+
+@contextmanager
+def _disk_errors(what: str, path: Path) -> Iterator[None]:
+    """Say what could not be written, and why."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:
+        reason = getattr(err, "strerror", None) or err
+        fix = "free disk space; what was saved before is intact"
+        raise CheckpointError(f"{what}: {reason}.", where=str(path), fix=fix) from err
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -106,36 +125,33 @@ class CheckpointFolder:
         self.run, self.keep = Path(run), keep
         self.root = self.run / "checkpoints"
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], step: int
-    ) -> Path:
-        """Write everything aside, then make it visible by one rename; older checkpoints go last."""
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], step: int) -> Path:
+        """Write everything aside, then make it visible by one rename; older checkpoints go last.
+
+        Raises:
+            CheckpointError: the disk is full, or cannot be written to.
+        """
         final = self.root / f"step_{step:08d}"
         if final.exists():
             return final
         temporary = self.root / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir(parents=True)
         try:
-            save_file(model_tensors(model), temporary / "model.safetensors")
-            save_file(optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
-            write_json(temporary / "state.json", {"format": FORMAT_VERSION, **state}, indent=1)
-            _write_manifest(temporary)
-            os.replace(temporary, final)
-        except OSError as err:
-            raise CheckpointError(
-                f"The checkpoint could not be written: {err.strerror or err}.",
-                where=str(final),
-                fix="free disk space; the previous checkpoint is intact",
-            ) from err
+            with _disk_errors("The checkpoint could not be written", final):
+                temporary.mkdir(parents=True)
+                save_file(model_tensors(model), temporary / "model.safetensors")
+                save_file(optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
+                write_json(temporary / "state.json", {"format": FORMAT_VERSION, **state}, indent=1)
+                _write_manifest(temporary)
+                os.replace(temporary, final)
+                sync(self.root)
+                write_text(self.run / "latest", final.name + "\n")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        sync(self.root)
-        write_text(self.run / "latest", final.name + "\n")
         self._prune()
         return final
 
     def newest(self) -> Path:
-        """Return the newest intact checkpoint; a damaged one is renamed ``....invalid`` and passed over.
+        """Return the newest intact checkpoint; a damaged one is set aside as ``....invalid`` and passed over.
 
         Raises:
             CheckpointError: there is none.
@@ -148,7 +164,7 @@ class CheckpointFolder:
             except CheckpointError as err:
                 reasons.append(str(err).splitlines()[0])
                 _log.warning("%s Trying the checkpoint before it.", reasons[-1])
-                folder.rename(folder.with_name(folder.name + ".invalid"))
+                set_aside(folder, "invalid")
         raise CheckpointError(
             "The run holds no usable checkpoint.",
             where=str(self.root),
@@ -156,10 +172,24 @@ class CheckpointFolder:
             allowed="a folder with checkpoints/step_XXXXXXXX",
         )
 
+    def go_back(self, folder: Path) -> None:
+        """Set the checkpoints after ``folder`` aside as ``....abandoned``: the run goes on from there."""
+        for newer in self.root.glob("step_????????"):
+            if newer.name > folder.name:
+                set_aside(newer, "abandoned")
+
     def _prune(self) -> None:
-        if self.keep:
-            for folder in sorted(self.root.glob("step_????????"))[: -self.keep]:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Delete old checkpoints, and what a killed process left half written."""
+        old = sorted(self.root.glob("step_????????"))[: -self.keep] if self.keep else []
+        for folder in (*old, *self.root.glob(".tmp-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(folder: Path, why: str) -> None:
+    """Rename a checkpoint so that it is kept but never found; an earlier one of the same name goes."""
+    aside = folder.with_name(f"{folder.name}.{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -168,24 +198,32 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, truncated or changed.
     """
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise CheckpointError(f"The checkpoint {folder.name} has no manifest.", where=str(folder))
-    for name, entry in untrusted.read_json(manifest)["files"].items():
+    for name, (size, digest) in _read_manifest(folder).items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        if not path.is_file() or path.stat().st_size != size:
             raise CheckpointError(f"The checkpoint {folder.name} is incomplete: {name}.", where=str(folder))
-        if _sha256(path) != entry["sha256"]:
+        if _sha256(path) != digest:
             raise CheckpointError(f"The checkpoint {folder.name} is damaged: {name}.", where=str(folder))
     return untrusted.read_json(folder / "state.json")
 
 
 def _write_manifest(folder: Path) -> None:
     files = {}
-    for path in sorted(folder.iterdir()):
-        sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    for name in FILES:
+        sync(folder / name)
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
     write_json(folder / "manifest.json", {"files": files}, indent=1)
+
+
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return file name -> (bytes, sha256) of every file that a checkpoint must have."""
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"The checkpoint {folder.name} has no manifest.", where=str(folder))
+    try:
+        files = untrusted.read_json(folder / "manifest.json")["files"]
+        return {name: (files[name]["bytes"], files[name]["sha256"]) for name in FILES}
+    except (LocapError, KeyError, TypeError):
+        raise CheckpointError(f"The checkpoint {folder.name} has a damaged manifest.", where=str(folder)) from None
 
 
 def _sha256(path: Path) -> str:

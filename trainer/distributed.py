@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..utils.errors import MissingDependencyError, UsageError
+from ..utils.errors import LocapError, MissingDependencyError, UsageError
 
 _LAUNCHERS = {  # launcher: variables of (rank, world size, local rank)
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -38,7 +38,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "none"
 
     @property
@@ -64,13 +64,15 @@ def discover(environ: Mapping[str, str] = os.environ) -> tuple[str, int, int, in
         return "none", 0, 1, 0
     several = {name: values for name, values in found.items() if values[1] > 1} or found
     launcher, values = next(iter(several.items()))
-    others = {name: other for name, other in several.items() if other[:2] != values[:2]}
+    # SLURM may have started the daemons of the launcher that started this process
+    others = {name: other for name, other in several.items() if other[:2] != values[:2] and name != "SLURM"}
     if others and launcher != "torchrun":
         raise UsageError(
             "Two launchers disagree about this process.",
             where="environment",
             value={launcher: values[:2], **{name: other[:2] for name, other in others.items()}},
-            allowed="one launcher, or torchrun inside another's allocation",
+            allowed="one launcher; torchrun inside another's job, or any inside SLURM's",
+            fix=f"unset {' '.join(v for name in others for v in _LAUNCHERS[name])}",
         )
     return launcher, *values
 
@@ -90,6 +92,7 @@ def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes:
         yield world
         return
     backend = "nccl" if world.device.type == "cuda" else "gloo"
+    _share_cores(size)
     dist.init_process_group(
         backend,
         init_method=f"tcp://{_master(port)}",
@@ -101,6 +104,12 @@ def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _share_cores(size: int) -> None:
+    """Leave each process its share of the cores, as torchrun does; processes that fight for them are far slower."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // size)))
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -148,16 +157,18 @@ def gather_texts(text: str) -> list[str] | None:
     return texts
 
 
-def broadcast_text(text: str | None) -> str:
-    """Return rank 0's text on every rank."""
-    if not dist.is_initialized():
-        return text or ""
-    box = [text]
-    dist.broadcast_object_list(box)
-    return box[0] or ""
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
+def on_main(function: Callable[[], str]) -> str:
+    """Call on rank 0 and return its text on every rank; a user error of rank 0 is raised on all, so that none waits."""
+    error = text = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            text = function()
+        except LocapError as err:
+            error = err
     if dist.is_initialized():
-        dist.barrier()
+        box = [text, error]
+        dist.broadcast_object_list(box)
+        text, error = box
+    if error is not None:
+        raise error
+    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from torch import nn
 
 from ..datasets.loader import EvalLoader, Reader
-from ..datasets.records import Record, record_from_json, record_to_json, write_records
+from ..datasets.records import Category, Record, record_from_json, record_to_json, write_records
 from ..datasets.shapes import holds, read_caption
 from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
-from ..evaluation.runner import evaluate_stored
+from ..evaluation.runner import evaluate_stored, make_evaluators
 from ..evaluation.stored import load_predictions
 from ..utils.errors import UsageError
 from .data import is_shapes, open_reader, test_loader
@@ -118,20 +119,29 @@ def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:
 
 def score(truth: list[Record], predictions: list[Record], reader: Reader, cfg: Any) -> list[ProtocolResult]:
     """Score predictions by the configured protocols; drawn scenes are also judged word by word."""
-    protocols = list(cfg.PROTOCOLS)
-    drawn = is_shapes(cfg.DATASETS.TEST)
-    if CAPTION_ATTRIBUTES in protocols and not drawn:
+    options = protocol_options(cfg)
+    return evaluate_stored(truth, predictions, list(cfg.PROTOCOLS), reader.categories, options=options)
+
+
+def check_protocols(cfg: Any, categories: Sequence[Category]) -> None:
+    """Raise the `UsageError` of a wrong PROTOCOLS now, not after hours of training."""
+    make_evaluators(list(cfg.PROTOCOLS), categories, options=protocol_options(cfg))
+
+
+def protocol_options(cfg: Any) -> dict[str, dict[str, Any]]:
+    """Return the keyword arguments of each protocol.
+
+    Raises:
+        UsageError: a protocol does not suit the data.
+    """
+    if CAPTION_ATTRIBUTES in cfg.PROTOCOLS and not is_shapes(cfg.DATASETS.TEST):
         raise UsageError(
             "Only drawn scenes know the truth about every word.",
             where="PROTOCOLS",
             value=CAPTION_ATTRIBUTES,
             allowed="with DATASETS.TEST [shapes_val] or [shapes_test]",
         )
-    options = {
-        "panoptic_captioning": {"variant": cfg.EVAL_PROTOCOL},
-        CAPTION_ATTRIBUTES: {"judge": judge_shapes},
-    }
-    return evaluate_stored(truth, predictions, protocols, reader.categories, options=options)
+    return {"panoptic_captioning": {"variant": cfg.EVAL_PROTOCOL}, CAPTION_ATTRIBUTES: {"judge": judge_shapes}}
 
 
 def judge_shapes(caption: str, region: Any, record: Record) -> dict[str, bool | None]:
@@ -151,7 +161,17 @@ def autocast_dtype(cfg: Any, world: World) -> torch.dtype | None:
 
 
 def precision(cfg: Any, world: World) -> str:
-    """Return "fp32", "bf16" or "fp16": PRECISION, or what FP16 means on this device."""
+    """Return "fp32", "bf16" or "fp16": PRECISION, or what it or FP16 mean on this device."""
+    if cfg.PRECISION == "fast":
+        return "bf16" if computes_bf16_fast(world.device) else "fp32"
     if cfg.PRECISION != "auto":
         return cfg.PRECISION
     return "fp16" if cfg.FP16 and world.device.type == "cuda" else "fp32"
+
+
+def computes_bf16_fast(device: torch.device) -> bool:
+    """Return whether bfloat16 beats float32 on a device: GPUs that have it, CPUs with matrix tiles for it (AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and "amx_bf16" in cpu.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,20 +17,20 @@ from ..datasets.batches import Batch
 from ..datasets.loader import Reader, TrainLoader
 from ..evaluation.report import print_results
 from ..evaluation.results import ProtocolResult
-from ..modeling.checkpoints.loader import load_weights
+from ..modeling.checkpoints.loader import find_weights, load_weights
 from ..modeling.systems import find_system
 from ..utils import untrusted
 from ..utils.config import save_config
 from ..utils.errors import UsageError
 from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, save_tensors, verify
 from .data import First, open_reader, train_loader
-from .distributed import World, barrier, broadcast_text
-from .evaluate import evaluate_model, headline, precision, score_stored
+from .distributed import World, on_main
+from .evaluate import check_protocols, evaluate_model, headline, precision, score_stored
 from .logs import JsonLines, TensorBoard, Tracker, Trackers, Wandb
 from .loop import StepReport, TrainingLoop
 from .optimizer import build_optimizer, build_schedule
 from .progress import ProgressBar
-from .run_folder import make_run_folder
+from .run_folder import make_run_folder, resumed_run
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def build_experiment(cfg: Any, world: World, *, training: bool) -> Experiment:
     """Open the data sets and build the system, the same weights on every rank."""
     train_reader = open_reader(cfg.DATASETS.TRAIN, cfg) if training else None
     test_reader = open_reader(cfg.DATASETS.TEST, cfg)
+    check_protocols(cfg, test_reader.categories)
     system = find_system(cfg.MODEL.NAME)
     tokenizer = system.tokenizer(cfg)
     torch.manual_seed(cfg.SEED)
@@ -65,6 +67,10 @@ class TrainingRun:
 
     def __init__(self, cfg: Any, world: World) -> None:
         self.cfg, self.world = cfg, world
+        if cfg.RESUME:
+            resumed_run(cfg.RESUME_FROM)
+        if cfg.WEIGHT:
+            find_weights(Path(cfg.RESUME_FROM))  # a wrong path is told before the model is built
         self.experiment = build_experiment(cfg, world, training=True)
         self.model = self.experiment.model
         self.loader = train_loader(self.experiment.train_reader, self.experiment.tokenizer, cfg, world)
@@ -72,13 +78,13 @@ class TrainingRun:
             _log.info("weights: %s", load_weights(self.model, cfg.RESUME_FROM))
         self.max_steps = max_steps(cfg, self.loader)
         self.loop = self._loop()
-        self.folder = make_run_folder(cfg, world)
+        self.folder = make_run_folder(cfg)
         self.checkpoints = CheckpointFolder(self.folder, cfg.KEEP_CHECKPOINTS)
         if cfg.RESUME:
             self._resume()
         self.results: list[ProtocolResult] = []
-        self._evaluated_at = -1
         self._saved_at = self.loop.state.step if cfg.RESUME else -1
+        self._epochs = self.loop.state.epoch  # finished after the step before
 
     def _loop(self) -> TrainingLoop:
         cfg, solver = self.cfg, self.cfg.SOLVER
@@ -99,12 +105,19 @@ class TrainingRun:
         cfg, world = self.cfg, self.world
         if world.is_main:
             save_config(cfg, self.folder / "config.yaml")
-        self.trackers = self._trackers()
         _log.info("run folder %s, %d optimiser steps, %d process(es)", self.folder, self.max_steps, world.size)
+        with contextlib.closing(self._trackers()) as self.trackers:
+            if cfg.EVAL_AT_START and not self.loop.state.step:
+                self.evaluate()
+            self._train()
+            self.save()
+            figures = self.evaluate()
+        on_main(self._export)
+        return figures
+
+    def _train(self) -> None:
         done = self.loop.state.step
-        if cfg.EVAL_AT_START and not done:
-            self.evaluate()
-        with ProgressBar("training", self.max_steps, done=done, enabled=world.is_main) as self.bar:
+        with ProgressBar("training", self.max_steps, done=done, enabled=self.world.is_main) as self.bar:
             self.loop.run(
                 self._batches(),
                 len(self.loader),
@@ -113,13 +126,11 @@ class TrainingRun:
                 on_report=self._report,
                 after_step=self._after_step,
             )
-        self.save()
-        figures = self.evaluate()
-        if world.is_main:
-            save_tensors(model_tensors(self.model), self.folder / "model.safetensors")
-        self.trackers.close()
-        barrier()
-        return figures
+
+    def _export(self) -> str:
+        path = self.folder / "model.safetensors"
+        save_tensors(model_tensors(self.model), path)
+        return str(path)
 
     def _trackers(self) -> Trackers:
         if not self.world.is_main:
@@ -128,7 +139,7 @@ class TrainingRun:
         resume_step = self.loop.state.step if cfg.RESUME else None
         trackers: list[Tracker] = [JsonLines(self.folder / "metrics.jsonl", resume_step=resume_step)]
         if cfg.TENSORBOARD:
-            trackers.append(TensorBoard(self.folder / "tensorboard"))
+            trackers.append(TensorBoard(self.folder / "tensorboard", resume_step=resume_step))
         if cfg.WANDB:
             name = f"{cfg.BASENAME}/{self.folder.name}"
             values = OmegaConf.to_container(cfg, resolve=True)
@@ -142,8 +153,7 @@ class TrainingRun:
             epoch, start = epoch + 1, 0
 
     def _should_report(self, step: int) -> bool:
-        first = step <= self.cfg.LOG_FIRST and self.loop.state.epoch == 0
-        return first or step % self.cfg.LOG_EVERY == 0 or step == self.max_steps
+        return step <= self.cfg.LOG_FIRST or step % self.cfg.LOG_EVERY == 0 or step == self.max_steps
 
     def _report(self, report: StepReport) -> None:
         self.trackers.log("train", report.step, {k: v for k, v in asdict(report).items() if k != "step"})
@@ -156,13 +166,13 @@ class TrainingRun:
     def _after_step(self) -> None:
         cfg, state = self.cfg, self.loop.state
         self.bar.advance(note=self.note)
-        epoch_ended = state.batch == 0
-        if (cfg.CHECKPOINT_EVERY_STEPS and state.step % cfg.CHECKPOINT_EVERY_STEPS == 0) or epoch_ended:
+        before, self._epochs = self._epochs, state.epoch  # accumulated batches may reach into the next epoch
+        if _reaches(cfg.CHECKPOINT_EVERY_STEPS, state.step) or state.epoch > before:
             self.save()
-        by_epoch = epoch_ended and cfg.EVAL_EVERY_EPOCHS and state.epoch % cfg.EVAL_EVERY_EPOCHS == 0
-        by_step = cfg.EVAL_EVERY_STEPS and state.step % cfg.EVAL_EVERY_STEPS == 0
-        if (by_epoch or by_step) and state.step < self.max_steps:
-            self.evaluate()
+        by_epoch = _reaches(cfg.EVAL_EVERY_EPOCHS, state.epoch, before)
+        if (by_epoch or _reaches(cfg.EVAL_EVERY_STEPS, state.step)) and state.step < self.max_steps:
+            with self.bar.hidden():
+                self.evaluate()
 
     def save(self) -> None:
         """Write a checkpoint, once per step."""
@@ -170,9 +180,8 @@ class TrainingRun:
         if self._saved_at == step:
             return
         self._saved_at = step
-        if self.world.is_main:
-            self.checkpoints.save(self.model, self.loop.optimizer, self.loop.state_dict(), step)
-        barrier()
+        state = self.loop.state_dict()
+        on_main(lambda: str(self.checkpoints.save(self.model, self.loop.optimizer, state, step)))
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES before."""
@@ -193,13 +202,26 @@ class TrainingRun:
         return figures
 
     def _resume(self) -> None:
-        folder = self.checkpoints.newest() if self.world.is_main else None
-        folder = Path(broadcast_text(str(folder) if folder else None))
+        folder = Path(on_main(lambda: str(self._starting_point())))
         state = verify(folder)
         _log.info("going on from %s", folder)
         load_weights(self.model, folder)
         restore_optimizer(self.loop.optimizer, self.model, untrusted.load_tensors(folder / "optimizer.safetensors"))
         self.loop.load_state_dict(state)
+
+    def _starting_point(self) -> Path:
+        """Return the checkpoint that RESUME_FROM names, or the newest of the run that it names."""
+        given = Path(self.cfg.RESUME_FROM)
+        if given == self.folder:
+            return self.checkpoints.newest()
+        verify(given)
+        self.checkpoints.go_back(given)
+        return given
+
+
+def _reaches(every: int, now: int, before: int | None = None) -> bool:
+    """Return whether a count has just passed a multiple of ``every``; 0 never does."""
+    return bool(every) and now // every > (now - 1 if before is None else before) // every
 
 
 def max_steps(cfg: Any, loader: TrainLoader) -> int:
@@ -234,6 +256,7 @@ def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[
             allowed="a weights file, a checkpoint or run folder; or --predictions FILE",
             fix="--overrides RESUME_FROM <run folder>",
         )
+    find_weights(Path(cfg.RESUME_FROM))
     experiment = build_experiment(cfg, world, training=False)
     _log.info("weights: %s", load_weights(experiment.model, cfg.RESUME_FROM))
     folder = Path(cfg.SAVE_DIR) / cfg.BASENAME / "evaluation"
@@ -243,4 +266,3 @@ def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[
         print_results(results)
         _log.info("written to %s", folder)
     return results
-

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from netrc import netrc
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ..utils.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +48,12 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in ``<run>/tensorboard``."""
+    """Event files in ``<run>/tensorboard``; a resumed run hides the points that it will repeat."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Tracker`."""
@@ -63,15 +69,17 @@ class Wandb:
     """Weights & Biases; without a network or a login the run is stored offline, and nothing ever asks a question."""
 
     def __init__(self, folder: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
-        import os
-
         import wandb
 
-        offline = os.environ.get("WANDB_MODE") or ("online" if _has_login() else "offline")
+        mode = os.environ.get("WANDB_MODE", "online")
         settings = wandb.Settings(silent=True, init_timeout=10)
+        identity = folder / "wandb_id.txt"  # a resumed run goes on with its own curves
+        if not identity.exists():
+            write_text(identity, uuid.uuid4().hex[:8])
         arguments = {"project": project, "name": name, "dir": str(folder), "config": dict(config), "settings": settings}
+        arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
         try:
-            self._run = wandb.init(mode=offline, **arguments)
+            self._run = wandb.init(mode=mode if mode != "online" or _has_login() else "offline", **arguments)
         except Exception as err:  # whatever the service does must not stop training
             _log.warning("Weights & Biases cannot be reached (%s); this run is stored offline.", err)
             self._run = wandb.init(mode="offline", **arguments)
@@ -93,27 +101,28 @@ class Trackers:
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        for tracker in list(self._trackers):
-            try:
-                tracker.log(event, step, values)
-            except OSError as err:
-                _log.warning("%s stops: %s. Training goes on.", type(tracker).__name__, err)
-                self._trackers.remove(tracker)
+        self._each(lambda tracker: tracker.log(event, step, values))
 
     def close(self) -> None:
         """See `Tracker`."""
-        for tracker in self._trackers:
-            tracker.close()
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                action(tracker)
+            except Exception as err:  # a full disk, a service that is down: no log is worth the run
+                _log.warning("%s stops: %s. Training goes on.", type(tracker).__name__, err)
+                self._trackers.remove(tracker)
 
 
 def _has_login() -> bool:
-    import os
-    from netrc import netrc
-
+    """Return whether wandb could log in without asking."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return "api.wandb.ai" in netrc().hosts
+        return host in netrc(os.environ.get("NETRC")).hosts
     except (OSError, ValueError):
         return False
 
@@ -127,7 +136,7 @@ def _cut_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ class StepReport:
 
     Attributes:
         losses: the loss of each part over all ranks, weights applied.
-        data_wait: share of the time since the last report that was spent waiting for the loader.
+        images_per_second: over all ranks since the last report, evaluations and checkpoints left out.
+        data_wait: share of that time that was spent waiting for the loader.
+        seconds: of the loop so far, everything included.
     """
 
     step: int
@@ -45,6 +47,7 @@ class _Meter:
 
     images: int = 0
     waited: float = 0.0
+    aside: float = 0.0  # seconds of evaluations and checkpoints
     since: float = field(default_factory=time.monotonic)
 
 
@@ -106,7 +109,7 @@ class TrainingLoop:
             on_report: called with their numbers.
             after_step: called after every step; evaluates and saves.
         """
-        stream = iter(batches)
+        stream, self._meter = iter(batches), _Meter()
         while self.state.step < max_steps:
             window = list(self._take(stream))
             if not window:
@@ -115,7 +118,9 @@ class TrainingLoop:
             self._count_position(len(window), steps_per_epoch)
             if should_report(self.state.step):
                 on_report(self._report(terms, norm, lr, steps_per_epoch))
+            started = time.monotonic()
             after_step()
+            self._meter.aside += time.monotonic() - started
 
     def _take(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         for _ in range(self.accumulate):
@@ -136,8 +141,11 @@ class TrainingLoop:
         parts: dict[str, Tensor] = {}
         for index, batch in enumerate(window):
             synchronised = index == len(window) - 1 or self.world.size == 1
-            with nullcontext() if synchronised else self._forward.no_sync():
-                self._backward(batch, _mix(self.seed, step, index), counts, parts)
+            try:
+                with nullcontext() if synchronised else self._forward.no_sync():
+                    self._backward(batch, _mix(self.seed, step), counts, parts)
+            except NumericError as err:
+                raise self._divergence(err.what, window) from err
         norm = self._clip()
         self._check_finite(norm, parts, window)
         self._scaler.step(self.optimizer)
@@ -175,10 +183,13 @@ class TrainingLoop:
         if self._scaler.is_enabled() or bool(norm.isfinite()):
             return
         bad = [name for name, value in parts.items() if not bool(value.isfinite())]
-        raise NumericError(
-            f"The gradient is not finite at step {self.state.step}.",
+        raise self._divergence("The gradient is not finite.", window, ", ".join(bad) or "no loss, only the gradient")
+
+    def _divergence(self, what: str, window: list[Batch], bad: str | None = None) -> NumericError:
+        return NumericError(
+            f"Training has diverged at step {self.state.step + 1}. {what}",
             where=f"images {[image for batch in window for image in batch.image_ids]}",
-            value=f"not finite: {', '.join(bad) or 'no loss, only the gradient'}",
+            value=f"not finite: {bad}" if bad else None,
             allowed="finite losses and gradients",
             fix="lower SOLVER.BASE_LR, or PRECISION fp32; the last checkpoint is intact",
         )
@@ -194,9 +205,9 @@ class TrainingLoop:
         values = sum_over_ranks(torch.stack([parts[name].double() for name in names])).tolist()
         losses = dict(zip(names, values, strict=True))
         meter, now = self._meter, time.monotonic()
-        elapsed = max(now - meter.since, 1e-9)
+        elapsed = max(now - meter.since - meter.aside, 1e-9)
         self._meter = _Meter()
-        self.state.seconds += elapsed
+        self.state.seconds += now - meter.since
         return StepReport(
             step=self.state.step,
             epoch=self.state.epoch + self.state.batch / steps_per_epoch,

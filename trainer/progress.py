@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..utils.logging import terminal
 
 _log = logging.getLogger(__name__)
 _LINE_SECONDS = 20.0
@@ -27,7 +30,7 @@ class ProgressBar:
         self._enabled, self._started, self._start_done = enabled, time.monotonic(), done
         self._last_line = self._started
         self._bar: Progress | None = None
-        console = Console(stderr=True)
+        console = terminal()
         if enabled and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(
@@ -44,6 +47,15 @@ class ProgressBar:
         elif self._enabled and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
             _log.info("%s %d/%d, %s left. %s", self.title, self.done, self.total, self._time_left(), note)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Make room on the terminal for another bar."""
+        if self._bar is not None:
+            self._bar.stop()
+        yield
+        if self._bar is not None:
+            self._bar.start()
 
     def close(self) -> None:
         """Take the bar away."""

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import CheckpointError
-from .distributed import World, broadcast_text
+from .distributed import on_main
 
 
-def make_run_folder(cfg: Any, world: World) -> Path:
+def make_run_folder(cfg: Any) -> Path:
     """Return SAVE_DIR/<name>/run_<k> with the first free k, made by rank 0; a resumed run goes on in its own folder.
 
     Raises:
         CheckpointError: the folder cannot be made, or RESUME_FROM is not a run.
     """
-    error = folder = None
-    if world.is_main:
-        try:
-            folder = str(resumed_run(cfg.RESUME_FROM) if cfg.RESUME else _first_free(Path(cfg.SAVE_DIR) / cfg.BASENAME))
-        except (CheckpointError, OSError) as err:
-            error = err
-    folder = broadcast_text(folder)
-    if isinstance(error, CheckpointError):
-        raise error
-    if not folder:
-        raise CheckpointError(
-            f"The run's folder cannot be made: {error or 'rank 0 failed'}.",
-            where="SAVE_DIR",
-            value=cfg.SAVE_DIR,
-            allowed="a folder that can be written to",
-        )
-    return Path(folder)
+    if cfg.RESUME:
+        return Path(on_main(lambda: str(resumed_run(cfg.RESUME_FROM))))
+    return Path(on_main(lambda: str(_first_free(Path(cfg.SAVE_DIR) / cfg.BASENAME))))
 
 
 def resumed_run(path: str) -> Path:
@@ -54,12 +42,17 @@ def resumed_run(path: str) -> Path:
 
 
 def _first_free(parent: Path) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"run_{number}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = parent / f"run_{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as err:
+        raise CheckpointError(
+            f"The run's folder cannot be made: {err.strerror or err}.",
+            where="SAVE_DIR",
+            value=str(parent),
+            allowed="a folder that can be written to",
+        ) from None

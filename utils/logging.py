@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+from functools import lru_cache
 
+from rich.console import Console
 from rich.logging import RichHandler
+
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+@lru_cache(maxsize=1)
+def terminal() -> Console:
+    """Return the console that messages and progress bars share, so that neither writes across the other."""
+    return Console(stderr=True)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -14,9 +23,11 @@ def set_up_logging(level: int = logging.INFO) -> None:
     logger = logging.getLogger("locap")
     if logger.handlers:
         return
-    rank = next((os.environ[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK") if name in os.environ), "0")
-    if sys.stderr.isatty():
-        handler: logging.Handler = RichHandler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    if terminal().is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=terminal(), show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S"
+        )
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

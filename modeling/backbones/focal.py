@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..layers.depthwise import DepthwiseConv2d
@@ -83,7 +82,7 @@ class FocalBlock(nn.Module):
         self.modulation = modulation
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = _stochastic_depth(drop_path)
         self.gamma_1 = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
         if depthwise:
@@ -214,3 +213,12 @@ class FocalNet(nn.Module):
 
 def _channels_first(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _stochastic_depth(rate: float) -> nn.Module:
+    """Return a layer that leaves its branch out at this rate."""
+    if not rate:
+        return nn.Identity()
+    from timm.layers import DropPath  # timm takes seconds to import: only who needs it waits
+
+    return DropPath(rate)

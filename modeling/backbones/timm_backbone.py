@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timm
 from torch import Tensor, nn
 
 from ...utils.errors import UsageError, nearest
@@ -21,6 +20,8 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, *, pretrained: bool = False) -> None:
         super().__init__()
+        import timm  # takes seconds: only who needs it waits
+
         if not timm.is_model(name):
             guess = nearest(name, timm.list_models())
             raise UsageError(
@@ -30,7 +31,9 @@ class TimmBackbone(nn.Module):
                 allowed="a name that timm.list_models() lists",
                 fix=f"write timm:{guess}" if guess else None,
             )
-        self.body = timm.create_model(name, pretrained=pretrained, features_only=True)
+        any_size = {"strict_img_size": False} if name.startswith("swin") else {}  # Swin alone checks its input's size
+        self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
+        self._channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
         info = self.body.feature_info
         by_stride = dict(zip(info.reduction(), info.channels(), strict=True))
         missing = [stride for stride in (4, 8, 16, 32) if stride not in by_stride]
@@ -47,4 +50,6 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (B, 3, H, W) -> {"res2": (B, C, H/4, W/4), ..., "res5": (B, C', H/32, W/32)}."""
         maps = self.body(images)
+        if self._channels_last:
+            maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
         return {f"res{i + 2}": maps[index] for i, index in enumerate(self._picked)}

@@ -51,8 +51,8 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
 
     Args:
         model: the model.
-        path: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``, flat or nested; or a folder with ``model.safetensors``, or a
-            run folder, whose newest checkpoint is taken.
+        path: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``, flat or nested; or a folder with ``model.safetensors``,
+            or a run folder, whose newest checkpoint is taken.
         allow_missing: beginnings of names that the file may lack.
 
     Raises:
@@ -147,7 +147,7 @@ def compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[LoadReport
 
 
 def _refuse_nan(tensors: Mapping[str, Tensor], file: Path) -> None:
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise CheckpointError("The weights hold NaN or infinity.", where=str(file), value=", ".join(bad[:_SHOWN]))
 

@@ -15,10 +15,10 @@ def attend(
 ) -> Tensor:
     """Fused attention, (B, H, N, D/H) and (B, H, M, D/H) twice -> (B, H, N, D/H); ``allowed`` is a bool mask.
 
-    On the CPU it runs in float32: the half-precision backward kernel is many times slower there.
+    On the CPU half precision becomes float32: its backward kernel is many times slower there.
     """
     dtype = q.dtype
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and dtype.itemsize < 4:
         q, k, v = q.float(), k.float(), v.float()
     with torch.autocast(q.device.type, enabled=False):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal, dropout_p=dropout)

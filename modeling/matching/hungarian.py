@@ -65,7 +65,7 @@ def assign(costs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         try:
             pair = linear_sum_assignment(matrix)
         except ValueError as err:
-            raise NumericError("The matching cost is not finite: training has diverged.", allowed="finite costs") from err
+            raise NumericError("The matching cost is not finite.", allowed="finite costs") from err
         matches.append(tuple(torch.from_numpy(index).to(cost.device) for index in pair))
     return matches
 

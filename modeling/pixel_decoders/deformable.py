@@ -130,7 +130,11 @@ class DeformablePixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
-        """features: res2 ... res5, (B, C, H/s, W/s)."""
+        """features: res2 ... res5, (B, C, H/s, W/s). All in float32: half-precision locations miss their pixels."""
+        with torch.autocast(features["res2"].device.type, enabled=False):
+            return self._decode({name: x.float() for name, x in features.items()})
+
+    def _decode(self, features: Mapping[str, Tensor]) -> PixelFeatures:
         maps = [proj(features[name]) for proj, name in zip(self.input_proj, self.LEVELS, strict=True)]
         multi_scale = self._encode(maps)
         lateral = self.lateral(features["res2"])

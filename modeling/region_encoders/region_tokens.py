@@ -23,8 +23,8 @@ class RegionTokens(nn.Module):
 
     Published models read ``("query", "global")``: the query's state and the image's strongest activations. The other
     kinds show the captioner the picture itself: ``mask_pooled``, the mean of the fine features under the mask;
-    ``grid``, the fine features on a ``grid_size`` x ``grid_size`` raster over the mask's extent; ``position``, where the
-    mask lies and how large it is; ``others``, the states and positions of all object queries of the image.
+    ``grid``, the fine features on a ``grid_size`` x ``grid_size`` raster over the mask's extent; ``position``, where
+    the mask lies and how large it is; ``others``, the states and positions of all object queries of the image.
 
     Args:
         kinds: of `KINDS`, in the order of the tokens.
@@ -42,6 +42,8 @@ class RegionTokens(nn.Module):
         self.pooled_proj = MLP((fine, dim, dim)) if "mask_pooled" in kinds else None
         self.grid_proj = nn.Linear(fine, dim) if "grid" in kinds else None
         self.grid_position = nn.Parameter(torch.zeros(grid_size**2, dim)) if "grid" in kinds else None
+        published = self.kinds == ("query", "global")
+        self.kind_embed = None if published else nn.Parameter(torch.randn(len(self.kinds), dim))
         needs_geometry = {"position", "others"} & set(kinds)
         self.position_proj = MLP((4 * (dim // 4), dim, dim)) if needs_geometry else None
 
@@ -73,7 +75,7 @@ class RegionTokens(nn.Module):
         geometry = None if self.position_proj is None else self._positions(mask_logits)  # Q D
         fine = torch.cat(tuple(fine_maps))[None] if fine_maps else None  # 1 C h w
         gathered = []
-        for kind in self.kinds:
+        for index, kind in enumerate(self.kinds):
             if kind == "query":
                 tokens = hidden[queries][:, None]
             elif kind == "global":
@@ -86,7 +88,7 @@ class RegionTokens(nn.Module):
                 tokens = geometry[queries][:, None]
             else:
                 tokens = (hidden + geometry).expand(len(queries), -1, -1)
-            gathered.append(tokens)
+            gathered.append(tokens if self.kind_embed is None else tokens + self.kind_embed[index])
         return torch.cat(gathered, 1)
 
     def _positions(self, mask_logits: Tensor) -> Tensor:
@@ -102,5 +104,5 @@ class RegionTokens(nn.Module):
             (columns[:, None].expand(-1, self.grid_size, -1), rows[..., None].expand(-1, -1, self.grid_size)), -1
         )
         samples = F.grid_sample(fine, (2 * raster.flatten(0, 1) - 1)[None].to(fine.dtype), align_corners=False)
-        tokens = samples[0].flatten(1).t().unflatten(0, (len(mask_logits), -1))  # R G*G C
+        tokens = samples[0].flatten(1).t().unflatten(0, (-1, self.grid_size**2))  # R G*G C
         return self.grid_proj(tokens) + self.grid_position

@@ -185,6 +185,7 @@ class TextDecoder:
     ATTENTION_HEADS: int = key(12, "attention heads", minimum=1)
     FEEDFORWARD_SIZE: int = key(3072, "hidden size of the feed-forward blocks", minimum=1)
     DROPOUT: float = key(0.1, "+ dropout of the caption decoder", minimum=0, maximum=0.99)
+    INIT_STD: float = key(0.02, "+ standard deviation of the initial weights", minimum=0.0001, maximum=1)
     MASK_FUTURE_POSITIONS: bool = key(True, "causal attention among the words")
     PADDING_IDX: int = key(0, "id of the padding token", minimum=0)
     USE_ACT_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")

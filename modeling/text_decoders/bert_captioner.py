@@ -87,6 +87,7 @@ class BertCaptioner(nn.Module):
         dim: D.
         num_layers, num_heads, ffn_dim, dropout: of the layers.
         max_positions: rows of the position table.
+        init_std: standard deviation of the weights' start; BERT's 0.02 belongs to a width of 768.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class BertCaptioner(nn.Module):
         ffn_dim: int,
         dropout: float = 0.1,
         max_positions: int = 1024,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.region_proj = nn.Sequential(nn.Linear(region_dim, dim), nn.LayerNorm(dim))
@@ -110,7 +112,7 @@ class BertCaptioner(nn.Module):
         self.layers = nn.ModuleList(BertLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=init_std)
         self.output = nn.Linear(dim, vocab_size)
         self.output.weight = self.words.weight
 

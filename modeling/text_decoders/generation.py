@@ -63,17 +63,16 @@ def generate(
         empty = torch.full((0, 1), start_id, dtype=torch.long, device=region_tokens.device)
         return GeneratedText(empty, region_tokens.new_zeros(0, dtype=torch.float32))
     cache = decoder.prefill(region_tokens, max_length)
+    start = torch.full((len(region_tokens),), start_id, dtype=torch.long, device=region_tokens.device)
     if beam_size == 1:
-        return _greedy(decoder, cache, len(region_tokens), start_id, end_id, max_length)
-    return _beam(decoder, cache, len(region_tokens), start_id, end_id, max_length, beam_size, rollouts)
+        return _greedy(decoder, cache, start, end_id, max_length)
+    return _beam(decoder, cache, start, end_id, max_length, beam_size, rollouts)
 
 
-def _greedy(
-    decoder: StepDecoder, cache: Any, num_regions: int, start_id: int, end_id: int, max_length: int
-) -> GeneratedText:
-    device = next(decoder.parameters()).device
+def _greedy(decoder: StepDecoder, cache: Any, start: Tensor, end_id: int, max_length: int) -> GeneratedText:
+    num_regions, device = len(start), start.device
     tokens = torch.full((num_regions, max_length), end_id, dtype=torch.long, device=device)
-    tokens[:, 0] = start_id
+    tokens[:, 0] = start
     total = torch.zeros(num_regions, device=device)
     count = torch.zeros(num_regions, device=device)
     rows = torch.arange(num_regions, device=device)  # regions still being written
@@ -101,22 +100,12 @@ def _step(decoder: StepDecoder, words: Tensor, cache: Any, *, forbid_repeat: boo
 
 
 def _beam(
-    decoder: StepDecoder,
-    cache: Any,
-    num_regions: int,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    beams: int,
-    rollouts: bool,
+    decoder: StepDecoder, cache: Any, start: Tensor, end_id: int, max_length: int, beams: int, rollouts: bool
 ) -> GeneratedText:
-    device = next(decoder.parameters()).device
-    words = torch.full((num_regions,), start_id, dtype=torch.long, device=device)
-    total, first = _step(decoder, words, cache, forbid_repeat=False).topk(beams, -1)  # R K
-    beams = total.shape[1]
+    num_regions, device = len(start), start.device
+    total, first = _step(decoder, start, cache, forbid_repeat=False).topk(beams, -1)  # R K
     cache.select(torch.arange(num_regions, device=device).repeat_interleave(beams))
-    tokens = torch.full((num_regions, beams, 2), start_id, dtype=torch.long, device=device)
-    tokens[..., 1] = first
+    tokens = torch.stack((start[:, None].expand_as(first), first), -1)  # R K 2
     while tokens.shape[-1] < max_length and not bool((tokens[..., -1] == end_id).all()):
         words = tokens[..., -1].flatten()
         log_probs = _step(decoder, words, cache, forbid_repeat=True)

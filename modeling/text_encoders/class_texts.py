@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .clip_text import ClipTextEncoder
 
@@ -118,7 +118,6 @@ class ClassTexts:
         self.tokenizer, self.templates = tokenizer, tuple(templates)
         self._training_tokens: Tensor | None = None  # K+1, templates, T
         self._table: Tensor | None = None
-        self._table_version: tuple[int, ...] = ()
 
     def sampled(self, encoder: ClipTextEncoder, rng: np.random.Generator) -> Tensor:
         """Encode one random sentence per class, as in training: (K + 1, P)."""
@@ -129,16 +128,20 @@ class ClassTexts:
 
     @torch.no_grad()
     def ensemble(self, encoder: ClipTextEncoder, batch_size: int = 512) -> Tensor:
-        """Encode every sentence and average per class, as in evaluation: (K + 1, P); kept until the encoder changes."""
-        version = _version(encoder)
-        if self._table is None or version != self._table_version:
-            device = encoder.token_embedding.weight.device
+        """Encode every sentence and average per class, as in evaluation: (K + 1, P); kept until `forget`."""
+        device = encoder.token_embedding.weight.device
+        if self._table is None or self._table.device != device:
             sentences = [template.format(name) for name in self.names for template in self.templates]
             tokens = self.tokenizer(sentences).to(device)
-            rows = torch.cat([encoder(part, self.tokenizer.end_id) for part in tokens.split(batch_size)])
+            with torch.autocast(device.type, enabled=False):  # the table outlives the precision it was asked for in
+                rows = torch.cat([encoder(part, self.tokenizer.end_id) for part in tokens.split(batch_size)])
             mean = rows.view(len(self.names), len(self.templates), -1).mean(1)
-            self._table, self._table_version = mean / mean.norm(dim=-1, keepdim=True), version
+            self._table = mean / mean.norm(dim=-1, keepdim=True)
         return self._table
+
+    def forget(self) -> None:
+        """Drop the kept table: the encoder's weights have changed, or will."""
+        self._table = None
 
     def _tokens_for_training(self) -> Tensor:
         if self._training_tokens is None:
@@ -153,8 +156,3 @@ def strip_suffixes(name: str) -> str:
     for suffix in SUFFIXES:
         name = name.replace(suffix, "")
     return name
-
-
-def _version(module: nn.Module) -> tuple[int, ...]:
-    """Return a value that changes whenever a parameter is replaced, moved or written to."""
-    return tuple(number for p in module.parameters() for number in (p.data_ptr(), p._version))

@@ -77,7 +77,7 @@ def _load_pickle(path: str | Path, head: bytes) -> dict[str, Any]:
 
 def _refused_pickle(path: str | Path, message: str) -> LocapError:
     """Tell a pickle that wants to run something from one that is merely broken."""
-    found = re.search(r"GLOBAL (\w[\w.]*\.\w+)", message)
+    found = re.search(r"GLOBAL (\w[\w.]*)", message)
     name = found[1] if found else _first_global(path)
     if name is None:
         return _broken_weights(path, message.rsplit("WeightsUnpickler error: ")[-1])

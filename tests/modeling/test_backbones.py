@@ -1,0 +1,118 @@
+"""Feature maps of every kind of backbone, and what FocalNet promises about them."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from locap.modeling.backbones.focal import FocalNet
+from locap.modeling.backbones.timm_backbone import TimmBackbone
+from locap.utils.errors import UsageError
+
+FOCAL = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_levels": [4] * 4, "windows": [3] * 4, "drop_path": 0.0}
+BACKBONES = {
+    "focal": lambda: FocalNet(**FOCAL),
+    "focal_dw": lambda: FocalNet(**FOCAL, depthwise=True),
+    "patches": lambda: FocalNet(**FOCAL, conv_embed=False, post_norm=False, layer_scale=False, patch_norm=False),
+    "timm": lambda: TimmBackbone("resnet18"),
+    "timm, channels last": lambda: TimmBackbone("swin_tiny_patch4_window7_224"),
+}
+
+
+def sizes(features: dict[str, torch.Tensor]) -> list[tuple[int, ...]]:
+    assert list(features) == ["res2", "res3", "res4", "res5"]
+    return [tuple(x.shape[-2:]) for x in features.values()]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_maps_at_strides_4_to_32(name: str):
+    backbone = BACKBONES[name]().eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    assert sizes(features) == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert {key: x.shape[1] for key, x in features.items()} == backbone.channels
+
+
+@pytest.mark.parametrize("name", ["focal", "focal_dw", "patches"])
+def test_odd_sizes_are_halved_upwards(name: str):
+    features = BACKBONES[name]()(torch.randn(1, 3, 100, 130))
+    assert sizes(features) == [(25, 33), (13, 17), (7, 9), (4, 5)]
+
+
+@pytest.mark.parametrize("name", ["focal", "focal_dw"])
+def test_output_norms_do_not_feed_the_next_stage(name: str):
+    backbone = BACKBONES[name]().eval()
+    image = torch.randn(1, 3, 64, 64)
+    before = backbone(image)
+    torch.nn.init.constant_(backbone.norms[0].weight, 7.0)
+    after = backbone(image)
+    torch.testing.assert_close(after["res2"], 7 * before["res2"])
+    assert torch.equal(after["res3"], before["res3"])
+
+
+def test_stem_padding_tells_the_variants_apart():
+    assert BACKBONES["focal"]().patch_embed.proj.padding == (2, 2)
+    assert BACKBONES["focal_dw"]().patch_embed.proj.padding == (3, 3)
+
+
+def test_stochastic_depth_grows_to_the_last_block_and_sleeps_in_evaluation():
+    backbone = FocalNet(**FOCAL | {"drop_path": 0.4})
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in backbone.stages for block in stage]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    image = torch.randn(2, 3, 32, 32)
+    backbone.eval()
+    assert torch.equal(backbone(image)["res5"], backbone(image)["res5"])
+
+
+def test_focal_agrees_with_timm_on_the_same_weights():
+    """timm's FocalNet is the same network but for the output norms (ours) and its classifier (theirs)."""
+    torch.manual_seed(0)
+    options = {"embed_dim": 8, "depths": (1, 1, 2, 1), "focal_levels": (4,) * 4, "focal_windows": (3,) * 4}
+    theirs = timm.models.focalnet.FocalNet(
+        **options, use_overlap_down=True, use_post_norm=True, layerscale_value=1e-4, normalize_modulator=True
+    ).eval()
+    for name, parameter in theirs.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0 if "ls" in name else 0.2)
+    ours = BACKBONES["focal"]().eval()
+    own, given = ours.state_dict(), theirs.state_dict()
+    renamed = {new: given[old].reshape(own[new].shape) for old, new in timm_names(theirs).items()}  # 1 x 1 convolutions
+    assert all(name.startswith("norms.") for name in ours.load_state_dict(renamed, strict=False).missing_keys)
+    image = torch.randn(1, 3, 64, 96)
+    expected = theirs.forward_intermediates(image, intermediates_only=True)
+    expected = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(ours.norms, expected, strict=True)]
+    for x, y in zip(ours(image).values(), expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+
+
+RENAMED = (
+    ("stem.", "patch_embed."),
+    (".mlp.", "."),
+    ("_post", ""),
+    ("ls1.gamma", "gamma_1"),
+    ("ls2.gamma", "gamma_2"),
+)
+
+
+def timm_names(model: torch.nn.Module) -> dict[str, str]:
+    names = {}
+    for name in model.state_dict():
+        ours = name
+        for old, new in RENAMED:
+            ours = ours.replace(old, new)
+        if ours.startswith("layers."):
+            _, stage, part, rest = ours.split(".", 3)
+            ours = f"stages.{stage}.{rest}" if part == "blocks" else f"downsamples.{int(stage) - 1}.{rest}"
+        names[name] = ours.replace(".0.weight", ".weight") if "focal_layers" in ours else ours
+    return {name: ours for name, ours in names.items() if not name.startswith(("head", "norm"))}
+
+
+def test_unknown_timm_model_names_the_nearest():
+    with pytest.raises(UsageError, match="write timm:resnet18") as caught:
+        TimmBackbone("resnet81")
+    assert caught.value.where == "MODEL.BACKBONE.NAME"
+
+
+def test_timm_model_without_the_four_strides_is_refused():
+    with pytest.raises(UsageError, match=r"no feature map at stride \[4, 8, 32\]"):
+        TimmBackbone("vit_tiny_patch16_224")

@@ -1,0 +1,136 @@
+"""Caption, class, mask and box losses, and the points they look at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from locap.datasets.batches import Batch
+from locap.modeling.losses.box import box_giou, box_l1
+from locap.modeling.losses.caption import smoothed_caption_loss
+from locap.modeling.losses.criterion import SegmentTargets, SetCriterion
+from locap.modeling.losses.mask import mask_bce, mask_dice
+from locap.modeling.losses.points import SeededPoints, SequentialPoints, sample_points, uncertain_points
+from locap.modeling.matching.hungarian import MatchingCosts
+
+
+def criterion(num_points: int = 32) -> SetCriterion:
+    costs = MatchingCosts(class_weight=2.0, mask_weight=5.0, dice_weight=5.0)
+    return SetCriterion(costs, num_points=num_points, oversample_ratio=3.0, importance_ratio=0.75, no_object_weight=0.1)
+
+
+@pytest.mark.parametrize("vocab", [3, 50])
+def test_caption_loss_is_the_divergence_from_the_smoothed_target(vocab: int):
+    torch.manual_seed(0)
+    logits, words = 3 * torch.randn(6, vocab), torch.randint(0, vocab, (6,))
+    target = torch.full((6, vocab), 0.1 / (vocab - 1)).scatter(1, words[:, None], 0.9)
+    expected = F.kl_div(logits.log_softmax(-1), target, reduction="sum")
+    torch.testing.assert_close(smoothed_caption_loss(logits, words), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_caption_loss_vanishes_at_the_target_and_without_words():
+    target = torch.full((1, 4), 0.1 / 3)
+    target[0, 2] = 0.9
+    assert smoothed_caption_loss(target.log(), torch.tensor([2])).item() == pytest.approx(0, abs=1e-6)
+    none = torch.zeros(0, 4, requires_grad=True)
+    loss = smoothed_caption_loss(none, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_caption_loss_is_computed_in_float32():
+    logits = torch.randn(5, 40).bfloat16()
+    words = torch.randint(0, 40, (5,))
+    assert smoothed_caption_loss(logits, words).dtype == torch.float32
+    assert torch.equal(smoothed_caption_loss(logits, words), smoothed_caption_loss(logits.float(), words))
+
+
+def test_class_loss_over_its_count_is_a_weighted_mean(make_batch):
+    torch.manual_seed(0)
+    batch: Batch = make_batch([3, 0, 9])
+    targets = SegmentTargets.from_regions(batch.targets, 64, 64)
+    logits = torch.randn(3, 6, 13)
+    matches = [(torch.tensor([0, 2, 5]), torch.tensor([1, 0, 2])), (torch.zeros(0).long(), torch.zeros(0).long())]
+    matches.append((torch.arange(6), torch.tensor([8, 1, 2, 3, 4, 0])))  # more segments than queries
+    wanted = torch.full((3, 6), 12)
+    wanted[0, [0, 2, 5]] = targets.labels[0][[1, 0, 2]]
+    wanted[2] = targets.labels[2][[8, 1, 2, 3, 4, 0]]
+    weight = torch.ones(13)
+    weight[12] = 0.1
+    expected = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight)
+    rule = criterion()
+    found = rule.class_loss(logits, targets, matches) / rule.class_weight_count(batch.targets, 6)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mask_losses_are_sums_over_masks_of_means_over_points():
+    torch.manual_seed(0)
+    logits, masks = torch.randn(4, 30), torch.rand(4, 30).round()
+    bce = sum(F.binary_cross_entropy_with_logits(x, y) for x, y in zip(logits, masks, strict=True))
+    torch.testing.assert_close(mask_bce(logits, masks), bce)
+    p = logits.sigmoid()
+    dice = sum(1 - (2 * a @ b + 1) / (a.sum() + b.sum() + 1) for a, b in zip(p, masks, strict=True))
+    torch.testing.assert_close(mask_dice(logits, masks), dice)
+
+
+def test_box_losses_are_sums_over_pairs():
+    a, b = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.4]]), torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 2)
+    assert box_l1(a, b).item() == pytest.approx(0.2 + 0.2 + 0.2)
+    assert box_giou(a[:1], b[:1]).item() == pytest.approx(0, abs=1e-4)
+    assert 1 < box_giou(a, b).item() < 2
+
+
+def test_targets_are_padded_right_and_below(make_batch):
+    batch = make_batch([2], [(40, 50)])
+    targets = SegmentTargets.from_regions(batch.targets, 64, 96)
+    assert targets.masks[0].shape == (2, 64, 96)
+    assert torch.equal(targets.masks[0][:, :40, :50].bool(), batch.targets[0].masks())
+    assert not targets.masks[0][:, 40:].any()
+    assert not targets.masks[0][:, :, 50:].any()
+    x0, y0, x1, y1 = batch.targets[0].boxes_xyxy[0].tolist()
+    expected = [(x0 + x1) / 2 / 96, (y0 + y1) / 2 / 64, (x1 - x0) / 96, (y1 - y0) / 64]
+    assert targets.boxes_cxcywh[0][0].tolist() == pytest.approx(expected)
+
+
+def test_points_sample_between_pixels_and_zero_outside():
+    maps = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
+    points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.5, 0.5], [0.25, 0.5], [0.0, 0.25]]])
+    assert sample_points(maps, points)[0, 0].tolist() == [1.0, 3.0, 4.0, 3.0, 0.5]
+
+
+def test_seeded_points_depend_on_the_image_alone():
+    alone, batch = SeededPoints([7], "cpu"), SeededPoints([3, 7, 9], "cpu")
+    assert torch.equal(alone.shared(2, 0, 5), batch.shared(2, 1, 5))
+    assert torch.equal(alone.per_mask(2, 1, [4], 5), batch.per_mask(2, 1, [2, 4, 1], 5)[2:6])
+
+
+def test_seeded_points_differ_by_layer_purpose_and_image():
+    points = SeededPoints([7, 8], "cpu")
+    draws = [points.shared(layer, image, 5) for layer in range(3) for image in range(2)]
+    draws += [points.per_mask(layer, purpose, [1, 0], 5)[0] for layer in range(3) for purpose in range(2)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
+    assert all(draw.min() >= 0 and draw.max() < 1 for draw in draws)
+
+
+def test_sequential_points_follow_the_global_generator():
+    torch.manual_seed(4)
+    points = SequentialPoints("cpu")
+    found = points.shared(0, 0, 5), points.per_mask(0, 0, [1, 2], 4)
+    torch.manual_seed(4)
+    assert torch.equal(found[0], torch.rand(1, 5, 2)[0])
+    assert torch.equal(found[1], torch.rand(3, 4, 2))
+
+
+def test_three_quarters_of_the_points_are_the_least_certain_candidates():
+    source = SeededPoints([1, 2], "cpu")
+    logits = torch.randn(3, 8, 8)
+    options = {"num_points": 20, "oversample_ratio": 3.0, "importance_ratio": 0.75}
+    found = uncertain_points(logits, [1, 2], source, 0, **options)
+    assert found.shape == (3, 20, 2)
+    candidates = source.per_mask(0, 0, [1, 2], 60)
+    certainty = sample_points(logits[:, None], candidates)[:, 0].abs().sort(dim=1).values
+    torch.testing.assert_close(
+        sample_points(logits[:, None], found)[:, 0, :15].abs().sort(dim=1).values, certainty[:, :15]
+    )
+    assert torch.equal(found[:, 15:], source.per_mask(0, 1, [1, 2], 5))

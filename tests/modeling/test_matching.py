@@ -1,0 +1,76 @@
+"""Assignment of queries to segments, and the overlap that picks a caption's query."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from locap.modeling.matching.hungarian import MatchingCosts, assign, best_overlap
+from locap.utils.errors import NumericError
+
+
+@pytest.mark.parametrize(("queries", "targets"), [(5, 3), (3, 3), (2, 4)])
+def test_assignment_is_the_cheapest_of_all(queries: int, targets: int):
+    cost = torch.randn(queries, targets, generator=torch.Generator().manual_seed(queries))
+    [(rows, columns)] = assign([cost])
+    assert rows.tolist() == sorted(rows.tolist())
+    if queries >= targets:
+        totals = [sum(cost[q, t] for t, q in enumerate(p)) for p in itertools.permutations(range(queries), targets)]
+    else:
+        totals = [sum(cost[q, t] for q, t in enumerate(p)) for p in itertools.permutations(range(targets), queries)]
+    torch.testing.assert_close(cost[rows, columns].sum(), torch.stack(totals).min())
+
+
+def test_an_image_without_segments_matches_nothing():
+    [(rows, columns)] = assign([torch.zeros(4, 0)])
+    assert rows.shape == columns.shape == (0,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_cost_that_is_not_finite_stops_training(value: float):
+    with pytest.raises(NumericError, match="matching cost is not finite"):
+        assign([torch.tensor([[0.0, value]])])
+
+
+def test_costs_by_hand():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5), torch.tensor([2, 0])
+    x, y = torch.randn(3, 10), torch.rand(2, 10).round()
+    found = MatchingCosts(class_weight=2.0, mask_weight=3.0, dice_weight=5.0)(logits, x, labels, y)
+    for query, target in itertools.product(range(3), range(2)):
+        p = logits[query].softmax(-1)[labels[target]]
+        bce = F.binary_cross_entropy_with_logits(x[query], y[target])
+        s = x[query].sigmoid()
+        dice = 1 - (2 * (s * y[target]).sum() + 1) / (s.sum() + y[target].sum() + 1)
+        torch.testing.assert_close(found[query, target], -2 * p + 3 * bce + 5 * dice)
+
+
+def boxes_as_logits(*boxes: tuple[int, int, int, int], size: int = 8) -> torch.Tensor:
+    logits = torch.full((len(boxes), size, size), -1.0)
+    for row, (x0, y0, x1, y1) in zip(logits, boxes, strict=True):
+        row[y0:y1, x0:x1] = 1.0
+    return logits
+
+
+def test_captions_go_to_the_query_of_highest_overlap_even_twice():
+    found = boxes_as_logits((0, 0, 4, 4), (4, 4, 8, 8), (0, 0, 8, 8))
+    masks = torch.zeros(3, 32, 32)
+    masks[0, 16:, 16:] = 1
+    masks[1, 18:, 18:] = 1
+    masks[2, :, :28] = 1
+    assert best_overlap(found, masks).tolist() == [1, 1, 2]
+
+
+def test_a_vanished_target_goes_to_the_first_empty_query():
+    found = boxes_as_logits((0, 0, 4, 4), (0, 0, 0, 0), (1, 1, 1, 1))
+    masks = torch.zeros(2, 32, 32)
+    masks[0, :, 4] = 1  # shrinking reads columns 1 and 2 of every 4, so this one vanishes
+    masks[1, :, 5] = 1
+    assert best_overlap(found, masks).tolist() == [1, 0]
+
+
+def test_no_targets():
+    assert best_overlap(torch.randn(3, 8, 8), torch.zeros(0, 32, 32)).shape == (0,)

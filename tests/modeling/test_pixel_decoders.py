@@ -1,0 +1,84 @@
+"""Shapes, padding-free sizes, precision and the wiring of the two pixel decoders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from locap.modeling.pixel_decoders.deformable import DeformablePixelDecoder, _pixel_centres
+from locap.modeling.pixel_decoders.fpn import TransformerFPN
+
+CHANNELS = {"res2": 8, "res3": 16, "res4": 32, "res5": 64}
+
+
+def make(name: str, **kwargs):
+    torch.manual_seed(0)
+    common = {"dim": 32, "mask_dim": 24, "num_layers": 2, "num_heads": 4}
+    if name == "deformable":
+        return DeformablePixelDecoder(CHANNELS, **common, **{"ffn_dim": 48, **kwargs})
+    return TransformerFPN(CHANNELS, **common, **{"ffn_dim": 48, **kwargs})
+
+
+def features(height: int = 64, width: int = 96, batch: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        name: torch.randn(batch, channels, -(-height // stride), -(-width // stride))
+        for (name, channels), stride in zip(CHANNELS.items(), (4, 8, 16, 32), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["fpn", "deformable"])
+@pytest.mark.parametrize(("size", "strides"), [((64, 96), None), ((100, 130), [(4, 5), (7, 9), (13, 17)])])
+def test_maps_coarse_first(name: str, size: tuple[int, int], strides):
+    found = make(name)(features(*size, batch=2))
+    assert found.mask_features.shape == (2, 24, -(-size[0] // 4), -(-size[1] // 4))
+    expected = strides or [(2, 3), (4, 6), (8, 12)]
+    assert [tuple(x.shape) for x in found.multi_scale] == [(2, 32, *hw) for hw in expected]
+
+
+@pytest.mark.parametrize("name", ["fpn", "deformable"])
+def test_images_of_a_batch_do_not_meet(name: str):
+    decoder, both = make(name), features(batch=2)
+    alone = decoder({key: x[1:] for key, x in both.items()})
+    together = decoder(both)
+    torch.testing.assert_close(together.mask_features[1:], alone.mask_features, atol=1e-5, rtol=1e-5)
+
+
+def test_feature_pyramid_passes_the_finest_map_last():
+    """multi_scale leaves before the finer laterals are added: res2 reaches the mask features only."""
+    decoder, given = make("fpn"), features()
+    before = decoder(given)
+    after = decoder(given | {"res2": given["res2"] + 1 + torch.rand_like(given["res2"])})
+    assert all(torch.equal(x, y) for x, y in zip(before.multi_scale, after.multi_scale, strict=True))
+    assert not torch.allclose(before.mask_features, after.mask_features)
+
+
+def test_feature_pyramid_can_pass_finer_memories():
+    found = make("fpn", memory_strides=(8, 4, 4))(features())
+    assert [tuple(x.shape[-2:]) for x in found.multi_scale] == [(8, 12), (16, 24), (16, 24)]
+
+
+def test_every_level_of_the_deformable_encoder_sees_every_other():
+    decoder, given = make("deformable"), features()
+    for layer in decoder.encoder:
+        torch.nn.init.normal_(layer.attn.sampling_offsets.weight, std=0.1)
+    before = decoder(given)
+    for name in ("res3", "res4", "res5"):
+        after = decoder(given | {name: given[name] + torch.rand_like(given[name])})
+        assert not any(torch.allclose(x, y) for x, y in zip(before.multi_scale, after.multi_scale, strict=True))
+
+
+def test_deformable_decoder_stays_in_float32_under_autocast():
+    """bfloat16 has 8 bits: a location on a map 128 wide would be half a pixel off."""
+    decoder, given = make("deformable"), features()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = decoder({name: x.bfloat16().float() for name, x in given.items()})
+    exact = decoder({name: x.bfloat16().float() for name, x in given.items()})
+    assert half.mask_features.dtype == torch.float32
+    assert torch.equal(half.mask_features, exact.mask_features)
+
+
+def test_pixel_centres_of_the_deformable_encoder():
+    centres = _pixel_centres(2, 4, torch.device("cpu"))
+    assert centres.tolist()[:2] == [[0.125, 0.25], [0.375, 0.25]]
+    assert centres.tolist()[-1] == [0.875, 0.75]
