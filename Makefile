@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
-	$(BIN)/python entry.py quickstart --output output/quickstart
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node $(PROCESSES) entry.py quickstart --output output/quickstart
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

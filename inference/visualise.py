@@ -7,7 +7,6 @@ list, the table and the report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,9 +15,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.records import Category, Record, box_of_mask, encode_mask, record_to_json
+from ..datasets.records import Category, Record, box_of_mask
 from .badges import paint_badges, place_badges
-from .caption_list import ListStyle, Panel, category_name, compose, list_entries
+from .caption_list import ListStyle, Panel, compose, list_entries
 from .drawing import (
     LETTERBOX,
     WHITE,

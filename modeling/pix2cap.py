@@ -175,9 +175,7 @@ class Pix2Cap(nn.Module):
         losses: dict[str, LossTerm] = {}
         matched = []
         for layer, prediction in enumerate(reversed(decoded.points)):
-            matches = self.criterion.match(
-                prediction, decoded.mask_features, targets, points, layer, self.num_objects
-            )
+            matches = self.criterion.match(prediction, decoded.mask_features, targets, points, layer, self.num_objects)
             losses |= self._segment_losses(prediction, decoded.mask_features, targets, matches, points, layer)
             matched.append(matches)
         if self.weights.caption:
@@ -282,8 +280,7 @@ class Pix2Cap(nn.Module):
             tokens.append(self._read_regions(views[image], queries))
         captions = iter(self._describe(torch.cat(tokens)))
         return [
-            self._record(image_id, panoptic, captions)
-            for image_id, panoptic in zip(batch.image_ids, maps, strict=True)
+            self._record(image_id, panoptic, captions) for image_id, panoptic in zip(batch.image_ids, maps, strict=True)
         ]
 
     def _segment(

@@ -37,7 +37,12 @@ class LocapError(Exception):
     ) -> None:
         self.what, self.where, self.value, self.allowed, self.fix = what, where, value, allowed, fix
         lines = [what]
-        labelled = (("where", where), ("value", None if value is None else repr(value)), ("allowed", allowed), ("fix", fix))
+        labelled = (
+            ("where", where),
+            ("value", None if value is None else repr(value)),
+            ("allowed", allowed),
+            ("fix", fix),
+        )
         lines += [f"  {label + ':':<9}{text}" for label, text in labelled if text is not None]
         super().__init__("\n".join(lines))
 

@@ -31,9 +31,7 @@ class FocalModulation(nn.Module):
         self.norm = nn.LayerNorm(dim) if post_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
-        self.focal_layers = nn.ModuleList(
-            DepthwiseConv2d(dim, window + 2 * level) for level in range(num_levels)
-        )
+        self.focal_layers = nn.ModuleList(DepthwiseConv2d(dim, window + 2 * level) for level in range(num_levels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

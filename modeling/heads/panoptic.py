@@ -49,9 +49,7 @@ def keep_queries(class_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor
     return kept, scores[kept], labels[kept]
 
 
-def resize_masks(
-    logits: Tensor, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]
-) -> Tensor:
+def resize_masks(logits: Tensor, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]) -> Tensor:
     """Bring mask logits (k, h, w) to the padded size, cut the padding off, and resize to the output size."""
     if not len(logits):
         return logits.new_zeros(0, *output)

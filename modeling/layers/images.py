@@ -28,7 +28,9 @@ class ImageBatch(nn.Module):
         height, width = (
             -(-max(image.shape[axis] for image in images) // self.divisor) * self.divisor for axis in (-2, -1)
         )
-        return torch.stack([
-            F.pad((image.float() - self.mean) / self.std, (0, width - image.shape[-1], 0, height - image.shape[-2]))
-            for image in images
-        ])
+        return torch.stack(
+            [
+                F.pad((image.float() - self.mean) / self.std, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+                for image in images
+            ]
+        )

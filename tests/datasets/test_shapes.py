@@ -14,6 +14,7 @@ from random import Random
 
 import numpy as np
 import pytest
+
 from locap.datasets.records import box_of_mask, record_from_json, record_to_json
 from locap.datasets.shapes import CATEGORIES, KEYPOINT_NAMES, SPLITS, Shapes, holds, read_caption
 from locap.datasets.shapes_world.draw import draw_scene

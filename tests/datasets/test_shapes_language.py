@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import pytest
+
 from locap.datasets.records import Record, Region
 from locap.datasets.shapes import CaptionFacts, Shapes, holds, read_caption
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from transformers import BertTokenizer
+
 from locap.datasets.prepare import shapes_vocabulary
 from locap.datasets.shapes import CATEGORIES, Shapes
-from transformers import BertTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+
 from locap.datasets.records import Category, Record, Region, encode_mask
 from locap.inference.charts import POINTS, binned, is_noisy, loss_charts, metric_charts, read_log, smoothed
 from locap.inference.region_figure import outlines, region_figure

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import time
 
 import numpy as np
 import pytest
-from locap.datasets.records import Category, Record, Region, decode_mask, encode_mask
+from PIL import Image
+from rich.console import Console
+
+from locap.datasets.records import Category, Record, Region, encode_mask
 from locap.inference.badges import place_badges
 from locap.inference.drawing import Shapes, distance_to_edge, load_font, printable, region_color, resize_mask, wrap_text
 from locap.inference.visualise import comparison_grid, draw_record, paint_regions, print_regions
-from PIL import Image
-from rich.console import Console
 
 CATEGORIES = [Category(1, "circle"), Category(2, "Straßenbahn")]
 CAPTION = "A small spotted crimson triangle lies to the left of the large striped turquoise hexagon, partly hidden " * 2

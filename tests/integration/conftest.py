@@ -96,7 +96,7 @@ def trained(tmp_path_factory, tiny) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("trained")
     epoch = "[" + ", ".join(["shapes_train"] * 60) + "]"  # a long one: a checkpoint is written after each
     changes = ("SHAPES.NUM_TRAIN", "3", "COCO.TRAIN.BATCH_SIZE_TOTAL", "3", "DATASETS.TRAIN", epoch)
-    changes += ("SOLVER.MAX_STEPS", "60", "SOLVER.BASE_LR", "4.0e-3")
+    changes += ("SOLVER.MAX_STEPS", "60", "SOLVER.BASE_LR", "2.0e-3")
     overrides = tiny(*changes, SAVE_DIR=folder, EVAL_AT_START=True)
     assert entry.main(["train", "--conf_files", str(QUICKSTART), "--overrides", *overrides]) == 0
     run = folder / "quickstart" / "run_1"

@@ -51,6 +51,33 @@ def test_output_norms_do_not_feed_the_next_stage(name: str):
     assert torch.equal(after["res3"], before["res3"])
 
 
+@pytest.mark.parametrize("post_norm", [True, False])
+def test_depthwise_block_by_hand(post_norm: bool):
+    torch.manual_seed(0)
+    block = FocalNet(**FOCAL, depthwise=True, post_norm=post_norm).stages[0][0]
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+
+    def depthwise(conv: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def mlp(x: torch.Tensor) -> torch.Tensor:
+        return block.fc2(torch.nn.functional.gelu(block.fc1(x)))
+
+    x = given = torch.randn(1, 6, 5, 8)
+    if post_norm:  # the norm follows the residual sum, unlike in the plain variant
+        x = x + depthwise(block.dw1, x)
+        x = block.norm1(x + block.gamma_1 * block.modulation(x))
+        x = x + depthwise(block.dw2, x)
+        x = block.norm2(x + block.gamma_2 * mlp(x))
+    else:
+        x = x + depthwise(block.dw1, x)
+        x = x + block.gamma_1 * block.modulation(block.norm1(x))
+        x = x + depthwise(block.dw2, x)
+        x = x + block.gamma_2 * mlp(block.norm2(x))
+    torch.testing.assert_close(block(given), x, atol=1e-5, rtol=1e-5)
+
+
 def test_stem_padding_tells_the_variants_apart():
     assert BACKBONES["focal"]().patch_embed.proj.padding == (2, 2)
     assert BACKBONES["focal_dw"]().patch_embed.proj.padding == (3, 3)

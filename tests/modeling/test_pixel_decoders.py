@@ -53,6 +53,25 @@ def test_feature_pyramid_passes_the_finest_map_last():
     assert not torch.allclose(before.mask_features, after.mask_features)
 
 
+def test_coarse_maps_reach_every_finer_one():
+    decoder, given = make("fpn"), features()
+    before, after = decoder(given), decoder(given | {"res5": given["res5"] + torch.rand_like(given["res5"])})
+    for x, y in zip(
+        [before.mask_features, *before.multi_scale], [after.mask_features, *after.multi_scale], strict=True
+    ):
+        assert not torch.allclose(x, y)
+
+
+def test_deformable_levels_are_told_apart_by_their_embedding():
+    """The embedding is part of the positions that choose where to look and what to weigh."""
+    decoder, given = make("deformable"), features()
+    torch.nn.init.normal_(decoder.encoder[0].attn.attention_weights.weight)
+    before = decoder(given).mask_features
+    with torch.no_grad():
+        decoder.level_embed[1] += torch.randn(32)
+    assert not torch.allclose(decoder(given).mask_features, before)
+
+
 def test_feature_pyramid_can_pass_finer_memories():
     found = make("fpn", memory_strides=(8, 4, 4))(features())
     assert [tuple(x.shape[-2:]) for x in found.multi_scale] == [(8, 12), (16, 24), (16, 24)]

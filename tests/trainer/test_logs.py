@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,10 @@ def test_wandb_is_stored_offline_and_asks_nothing(tmp_path, monkeypatch):
     run.log("train", 1, {"loss": 0.5, "losses": {"a": 1.0}})
     run.close()
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    content = stored.read_bytes()
-    assert b"train/losses/a" in content
+    deadline = time.monotonic() + 20
+    while b"train/losses/a" not in (content := stored.read_bytes()):  # its service may write a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert b"tiny/run_1" in content
     identity = (tmp_path / "wandb_id.txt").read_text()
     assert identity in stored.name
