@@ -183,6 +183,7 @@ def _loss_weights(cfg: Any) -> LossWeights:
         mask_dice=cfg.DICE_WEIGHT,
         caption=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED and cfg.TOP_DENSECAPTION_LAYERS else 0.0,
         caption_points=min(cfg.TOP_DENSECAPTION_LAYERS, cfg.DEC_LAYERS),
+        mask_points=cfg.TOP_MASK_LAYERS,
         box_l1=boxes * cfg.BBOX_WEIGHT,
         box_giou=boxes * cfg.GIOU_WEIGHT,
         semantic=cfg.SEMANTIC_AUX_WEIGHT,

@@ -45,6 +45,7 @@ class LossWeights:
     mask_dice: float
     caption: float
     caption_points: int  # prediction points, from the last, that carry the caption loss
+    mask_points: int  # the same for class, mask and box losses
     box_l1: float = 0.0
     box_giou: float = 0.0
     semantic: float = 0.0
@@ -176,7 +177,8 @@ class Pix2Cap(nn.Module):
         matched = []
         for layer, prediction in enumerate(reversed(decoded.points)):
             matches = self.criterion.match(prediction, decoded.mask_features, targets, points, layer, self.num_objects)
-            losses |= self._segment_losses(prediction, decoded.mask_features, targets, matches, points, layer)
+            if layer < self.weights.mask_points:
+                losses |= self._segment_losses(prediction, decoded.mask_features, targets, matches, points, layer)
             matched.append(matches)
         if self.weights.caption:
             losses |= self._caption_losses(batch, decoded, features, targets, matched[: self.weights.caption_points])

@@ -27,14 +27,14 @@ class TextEncoder:
         "+ sentences per class name: CLIP's 80 prompts and the bare name, or that alone",
         choices=["clip", "bare"],
     )
-    AUTOGRESSIVE: bool = key(True, "causal attention (spelt as in the original)")
+    AUTOGRESSIVE: bool = key(True, "causal attention (spelt as in the original)", choices=[True])
 
 
 @dataclass
 class Focal:
     """FocalNet; lists have one entry per stage."""
 
-    PATCH_SIZE: int = key(4, "stride of the stem, pixels", minimum=1)
+    PATCH_SIZE: int = key(4, "stride of the stem, pixels", choices=[4])
     EMBED_DIM: int = key(192, "channels of the first stage, doubled at each next", minimum=1)
     DEPTHS: list[int] = key([2, 2, 18, 2], "blocks per stage", minimum=1)
     FOCAL_LEVELS: list[int] = key([4, 4, 4, 4], "focal levels", minimum=1)
@@ -45,14 +45,12 @@ class Focal:
     PATCH_NORM: bool = key(True, "normalise after the stem and each downsampling")
     USE_CONV_EMBED: bool = key(True, "overlapping convolutions for stem and downsampling")
     SCALING_MODULATOR: bool = key(True, "divide the modulator by the number of its summands")
-    USE_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
+    USE_CHECKPOINT: bool = key(
+        False, "recompute activations in the backward pass: less memory, slower", choices=[False]
+    )
     USE_POSTLN: bool = key(True, "normalise after each branch instead of before")
     USE_POSTLN_IN_MODULATION: bool = key(False, "normalise inside the modulation as well")
     USE_LAYERSCALE: bool = key(True, "learned scale on each branch, initially 1e-4")
-    OUT_FEATURES: list[str] = key(
-        ["res2", "res3", "res4", "res5"], "stages passed on", choices=["res2", "res3", "res4", "res5"]
-    )
-    OUT_INDICES: list[int] = key([0, 1, 2, 3], "the same by number", choices=[0, 1, 2, 3])
 
 
 @dataclass
@@ -61,7 +59,6 @@ class Backbone:
 
     NAME: str = key("focal", "focal, focal_dw or timm:<model name>", choices=["focal", "focal_dw", "timm:?*"])
     LOAD_PRETRAINED: bool = key(False, "start the backbone from PRETRAINED")
-    PRETRAINED: str = key("", "weights file of the backbone")
     FOCAL: Focal = section(Focal)
 
 
@@ -77,19 +74,10 @@ class PixelDecoder:
     NUM_CLASSES: int = key(133, "classes, without background", minimum=1)
     CONVS_DIM: int = key(512, "channels of the maps", minimum=1)
     MASK_DIM: int = key(512, "channels of the mask features", minimum=1)
-    NORM: str = key("GN", "GN: group normalisation; empty: none", choices=["GN", ""])
-    IN_FEATURES: list[str] = key(
-        ["res2", "res3", "res4", "res5"],
-        "backbone stages used, fine to coarse",
-        choices=["res2", "res3", "res4", "res5"],
-    )
-    DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES: list[str] = key(
-        ["res3", "res4", "res5"], "stages under deformable attention", choices=["res2", "res3", "res4", "res5"]
-    )
+    NORM: str = key("GN", "GN: group normalisation; empty: none", choices=["GN"])
     MEMORY_STRIDES: list[int] = key(
         [32, 16, 8], "+ strides of the three maps the queries attend to, coarse first", choices=[4, 8, 16, 32]
     )
-    COMMON_STRIDE: int = key(4, "stride of the mask features, pixels", choices=[4, 8, 16, 32])
     TRANSFORMER_ENC_LAYERS: int = key(6, "transformer encoder layers", minimum=0)
 
 
@@ -104,9 +92,6 @@ class DenseCaption:
 class DecoderTest:
     """What inference returns."""
 
-    SEMANTIC_ON: bool = key(True, "semantic segmentation")
-    INSTANCE_ON: bool = key(True, "instances")
-    PANOPTIC_ON: bool = key(True, "panoptic segmentation with captions")
     OBJECT_MASK_THRESHOLD: float = key(0.8, "class probability a query needs to become a segment", minimum=0, maximum=1)
     OVERLAP_THRESHOLD: float = key(0.8, "part of its mask that must stay visible", minimum=0, maximum=1)
 
@@ -119,7 +104,7 @@ class QueryDecoder:
     TRANSFORMER_IN_FEATURE: str = key(
         "multi_scale_pixel_decoder", "what the queries attend to", choices=["multi_scale_pixel_decoder"]
     )
-    MASK: bool = key(True, "predict masks")
+    MASK: bool = key(True, "predict masks", choices=[True])
     DETECTION: bool = key(False, "add boxes to the instances (the published command's Fasle counted as True there)")
     FROZEX: bool = key(
         True,
@@ -134,10 +119,10 @@ class QueryDecoder:
     DROPOUT: float = key(
         0.0, "dropout of the pixel decoder's encoder (the query decoder has none)", minimum=0, maximum=0.99
     )
-    PRE_NORM: bool = key(False, "normalise before each block instead of after")
+    PRE_NORM: bool = key(False, "normalise before each block instead of after", choices=[False])
     ENFORCE_INPUT_PROJ: bool = key(False, "project the maps even where their width fits")
     SIZE_DIVISIBILITY: int = key(32, "images are padded to multiples of this, pixels", minimum=1)
-    DEEP_SUPERVISION: bool = key(True, "losses at every prediction point, not only the last")
+    DEEP_SUPERVISION: bool = key(True, "losses at every prediction point, not only the last", choices=[True])
     TOP_MASK_LAYERS: int = key(10, "prediction points, from the last, with class and mask losses", minimum=1)
     TOP_DENSECAPTION_LAYERS: int = key(3, "prediction points, from the last, with the caption loss", minimum=0)
     CLASS_WEIGHT: float = key(2.0, "weight of the class loss and cost", minimum=0)
@@ -186,9 +171,11 @@ class TextDecoder:
     FEEDFORWARD_SIZE: int = key(3072, "hidden size of the feed-forward blocks", minimum=1)
     DROPOUT: float = key(0.1, "+ dropout of the caption decoder", minimum=0, maximum=0.99)
     INIT_STD: float = key(0.02, "+ standard deviation of the initial weights", minimum=0.0001, maximum=1)
-    MASK_FUTURE_POSITIONS: bool = key(True, "causal attention among the words")
-    PADDING_IDX: int = key(0, "id of the padding token", minimum=0)
-    USE_ACT_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
+    MASK_FUTURE_POSITIONS: bool = key(True, "causal attention among the words", choices=[True])
+    PADDING_IDX: int = key(0, "id of the padding token", choices=[0])
+    USE_ACT_CHECKPOINT: bool = key(
+        False, "recompute activations in the backward pass: less memory, slower", choices=[False]
+    )
     MAX_STEPS: int = key(40, "tokens per caption, start and end included", minimum=3, maximum=1024)
     KEEP_LONG: str = key(
         "last", "+ which end of a too long caption is kept; last as upstream", choices=["last", "first"]
@@ -213,6 +200,10 @@ class Pix2CapModelConfig(ModelConfig):
         *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.BACKBONE_DIM"),
         *("MODEL.BACKBONE.FOCAL.PRETRAIN_IMG_SIZE", "MODEL.ENCODER.IGNORE_VALUE", "MODEL.ENCODER.LOSS_WEIGHT"),
         *("MODEL.DECODER.COSINE.*", "MODEL.DECODER.COSINE_WEIGHT", "MODEL.DECODER.TOP_COSINE_LAYERS"),
+        *("MODEL.BACKBONE.FOCAL.OUT_FEATURES", "MODEL.BACKBONE.FOCAL.OUT_INDICES", "MODEL.BACKBONE.PRETRAINED"),
+        *("MODEL.ENCODER.IN_FEATURES", "MODEL.ENCODER.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
+        *("MODEL.ENCODER.COMMON_STRIDE", "MODEL.DECODER.TEST.SEMANTIC_ON", "MODEL.DECODER.TEST.INSTANCE_ON"),
+        "MODEL.DECODER.TEST.PANOPTIC_ON",
         *("MODEL.DECODER.BACKBONER_WEIGHT", "MODEL.DECODER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"),
     )
 
@@ -230,6 +221,13 @@ class Pix2CapModelConfig(ModelConfig):
             whole, part = _select(cfg, width), _select(cfg, parts)
             if whole % part:
                 yield width, f"{whole} is not a multiple of {parts} {part}"
+        for width in ("MODEL.DECODER.HIDDEN_DIM", "MODEL.ENCODER.CONVS_DIM"):
+            if _select(cfg, width) % 4:
+                yield width, f"{_select(cfg, width)} is not a multiple of 4, as the position encoding needs"
+        if model.BACKBONE.LOAD_PRETRAINED and not model.BACKBONE.NAME.startswith("timm:"):
+            yield "MODEL.BACKBONE.LOAD_PRETRAINED", "only timm: backbones bring weights of their own"
+        if list(model.ENCODER.MEMORY_STRIDES) != [32, 16, 8] and model.ENCODER.NAME != "transformer_encoder_fpn":
+            yield "MODEL.ENCODER.MEMORY_STRIDES", "only transformer_encoder_fpn offers other strides than 32, 16 and 8"
         for name in ("FOCAL_LEVELS", "FOCAL_WINDOWS"):
             if len(focal[name]) != len(focal.DEPTHS):
                 yield f"MODEL.BACKBONE.FOCAL.{name}", f"{len(focal[name])} stages, but DEPTHS has {len(focal.DEPTHS)}"
