@@ -129,12 +129,16 @@ class Pix2Cap(nn.Module):
         self.caption_match, self.caption_gradient_scale = caption_match, caption_gradient_scale
         self.class_query_in_panoptic = class_query_in_panoptic
         self.beam_size, self.max_words = beam_size, max_words
-        self.register_load_state_dict_post_hook(lambda *_: class_texts.forget())
 
     def train(self, mode: bool = True) -> Pix2Cap:
         """Switch modes; the class texts are encoded anew after training."""
         self.class_texts.forget()
         return super().train(mode)
+
+    def load_state_dict(self, *args, **kwargs):
+        """Load weights; the class texts are encoded anew."""
+        self.class_texts.forget()
+        return super().load_state_dict(*args, **kwargs)
 
     @property
     def num_objects(self) -> int:

@@ -78,7 +78,7 @@ def discover(environ: Mapping[str, str] = os.environ) -> tuple[str, int, int, in
 
 
 @contextmanager
-def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes: float = 10):
+def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes: float = 60):
     """Join the other processes for the length of the block; yields this process's `World`.
 
     Args:

@@ -105,6 +105,7 @@ class TrainingRun:
         cfg, world = self.cfg, self.world
         if world.is_main:
             save_config(cfg, self.folder / "config.yaml")
+            (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that is now extended
         _log.info("run folder %s, %d optimiser steps, %d process(es)", self.folder, self.max_steps, world.size)
         with contextlib.closing(self._trackers()) as self.trackers:
             if cfg.EVAL_AT_START and not self.loop.state.step:
