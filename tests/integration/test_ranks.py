@@ -127,7 +127,11 @@ def train_with_two(cfg) -> list[int]:
     [
         pytest.param(("MODEL.DECODER.FROZEX", "true", "MODEL.MASK_HEAD_ENABLED", "true"), id="published freezing"),
         pytest.param(("MODEL.DECODER.DETECTION", "true", "GRADIENT_ACCUMULATE_STEP", "2"), id="boxes, accumulation"),
-        pytest.param(("MODEL.DECODER.DENSECAPTION_MATCH", "iou", "SOLVER.OPTIMIZER", "ADAMW"), id="iou, AdamW"),
+        pytest.param(
+            # a small rate, because AdamW turns rounding of gradients near zero into steps of full length
+            ("MODEL.DECODER.DENSECAPTION_MATCH", "iou", "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.0001"),
+            id="iou, AdamW",
+        ),
     ],
 )
 def test_every_kind_of_training_works_with_two(tiny_config, tmp_path, options):
