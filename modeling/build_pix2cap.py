@@ -14,6 +14,7 @@ from .backbones.focal import FocalNet
 from .backbones.timm_backbone import TimmBackbone
 from .heads.panoptic import PanopticThresholds
 from .heads.semantic import SemanticHead
+from .heads.words import WordHead
 from .layers.images import ImageBatch
 from .losses.criterion import SetCriterion
 from .matching.hungarian import MatchingCosts
@@ -72,6 +73,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         caption_match=decoder_cfg.DENSECAPTION_MATCH,
         caption_gradient_scale=decoder_cfg.CAPTION_GRADIENT_SCALE,
         semantic_head=_semantic_head(model, categories) if weights.semantic else None,
+        word_head=_word_head(model, tokenizer) if weights.words else None,
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
         beam_size=model.TEXT_DECODER.BEAM_SIZE,
         max_words=model.TEXT_DECODER.MAX_STEPS,
@@ -175,6 +177,12 @@ def _semantic_head(model: Any, categories: Sequence[Category]) -> SemanticHead:
     return SemanticHead(model.ENCODER.MASK_DIM, [thing if category.is_thing else 1.0 for category in categories])
 
 
+def _word_head(model: Any, tokenizer: CaptionTokenizer) -> WordHead:
+    return WordHead(
+        model.ENCODER.MASK_DIM, tokenizer.vocab_size, (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+    )
+
+
 def _loss_weights(cfg: Any) -> LossWeights:
     boxes = float(cfg.DETECTION and not cfg.FROZEX)  # a frozen box head cannot learn
     return LossWeights(
@@ -187,6 +195,7 @@ def _loss_weights(cfg: Any) -> LossWeights:
         box_l1=boxes * cfg.BBOX_WEIGHT,
         box_giou=boxes * cfg.GIOU_WEIGHT,
         semantic=cfg.SEMANTIC_AUX_WEIGHT,
+        words=cfg.WORDS_AUX_WEIGHT,
     )
 
 

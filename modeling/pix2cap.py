@@ -21,6 +21,7 @@ from ..datasets.records import Category, Record, Region, box_of_mask
 from ..utils.tokenizers import CaptionTokenizer
 from .heads.panoptic import PanopticMap, PanopticThresholds, keep_queries, panoptic_map, resize_masks
 from .heads.semantic import SemanticHead
+from .heads.words import WordHead
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
 from .losses.caption import smoothed_caption_loss
@@ -49,6 +50,7 @@ class LossWeights:
     box_l1: float = 0.0
     box_giou: float = 0.0
     semantic: float = 0.0
+    words: float = 0.0
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Pix2Cap(nn.Module):
         caption_match: which query learns a segment's caption: the one whose mask overlaps it most ("iou", published) or
             the one matched to it ("hungarian").
         caption_gradient_scale: factor of the caption loss's gradient into the regions.
-        semantic_head: dense auxiliary classifier, or None.
+        semantic_head, word_head: dense auxiliary classifiers of segments' classes and words, or None.
         class_query_in_panoptic: let the class query (last row) claim pixels, without a caption, as X-Decoder does.
         beam_size, max_words: of the caption search.
     """
@@ -113,6 +115,7 @@ class Pix2Cap(nn.Module):
         caption_match: str = "iou",
         caption_gradient_scale: float = 1 / 3,
         semantic_head: SemanticHead | None = None,
+        word_head: WordHead | None = None,
         class_query_in_panoptic: bool = True,
         beam_size: int = 1,
         max_words: int = 40,
@@ -123,7 +126,7 @@ class Pix2Cap(nn.Module):
         self.decoder, self.lang_encoder, self.captioner = decoder, lang_encoder, captioner
         self.region_tokens = region_tokens
         self.region_proj = nn.Linear(region_tokens.dim, region_dim)
-        self.semantic_head = semantic_head
+        self.semantic_head, self.word_head = semantic_head, word_head
         self.class_texts, self.tokenizer = class_texts, tokenizer
         self.criterion, self.weights, self.thresholds = criterion, weights, thresholds
         self.caption_match, self.caption_gradient_scale = caption_match, caption_gradient_scale
@@ -189,6 +192,9 @@ class Pix2Cap(nn.Module):
         if self.semantic_head is not None:
             total = self.semantic_head.loss(decoded.mask_features, batch.targets)
             losses["loss_semantic"] = LossTerm(total, "positions", self.weights.semantic)
+        if self.word_head is not None:
+            total = self.word_head.loss(decoded.mask_features, batch.targets)
+            losses["loss_words"] = LossTerm(total, "segments", self.weights.words)
         return losses
 
     def _segment_losses(

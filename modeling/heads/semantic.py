@@ -51,6 +51,14 @@ def semantic_map(targets: RegionTargets, height: int, width: int) -> Tensor:
     return classes
 
 
+def segment_shares(targets: RegionTargets, height: int, width: int) -> Tensor:
+    """Return per segment 1 / its number of cells inside it and 0 outside, float32 (n, height, width)."""
+    ids = _cells(targets)
+    ids = F.pad(ids, (0, width - ids.shape[1], 0, height - ids.shape[0]), value=-1)
+    inside = (ids == targets.segment_ids[:, None, None]).float()
+    return inside / inside.sum((1, 2), keepdim=True).clamp(min=1)
+
+
 def _cells(targets: RegionTargets, stride: int = 4) -> Tensor:
     """Return the id in the middle of each stride x stride cell."""
     return targets.id_map[stride // 2 :: stride, stride // 2 :: stride]

@@ -145,6 +145,9 @@ class QueryDecoder:
     MASK_POOLED_QUERIES: bool = key(False, "+ add features pooled under a query's mask to the query")
     SEMANTIC_AUX_WEIGHT: float = key(0.0, "+ weight of a dense semantic loss on the mask features; 0: none", minimum=0)
     SEMANTIC_AUX_THING_WEIGHT: float = key(1.0, "+ in that loss: weight of thing classes; stuff has 1", minimum=0)
+    WORDS_AUX_WEIGHT: float = key(
+        0.0, "+ weight of a dense loss on the words of the captions, from the mask features; 0: none", minimum=0
+    )
     CLASS_QUERY_IN_PANOPTIC: bool = key(True, "+ the class query may become a segment, as upstream")
     CAPTION_TOKENS: list[str] = key(
         ["query", "global"],
