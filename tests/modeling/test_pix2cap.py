@@ -20,6 +20,7 @@ from locap.modeling.losses.points import SeededPoints
 from locap.modeling.matching.hungarian import best_overlap
 from locap.modeling.pix2cap import Pix2Cap
 from locap.modeling.region_encoders.query_decoder import DecodedQueries, QueryPrediction
+from locap.modeling.text_decoders.captions import write_captions
 from locap.utils.errors import UsageError
 
 Build = Callable[..., Pix2Cap]
@@ -255,7 +256,7 @@ def test_frozex_and_mask_head(build: Build, make_batch: MakeBatch, frozex: bool,
 def test_boxes_train_only_when_nothing_is_frozen(build: Build):
     for frozex in (True, False):
         model = build("MODEL.DECODER.DETECTION", "true", "MODEL.DECODER.FROZEX", str(frozex))
-        assert bool(model.weights.box_l1) == (not frozex)
+        assert model.criterion.weights.boxes == (not frozex)
         assert all(p.requires_grad == (not frozex) for p in model.decoder.box_embed.parameters())
 
 
@@ -350,7 +351,9 @@ def test_captions_are_those_of_their_queries(build: Build, make_batch: MakeBatch
     decoded, _ = model.encode(None, None)
     for region, query in zip(record.regions, (0, 2, 5), strict=True):
         seen = torch.stack((decoded.points[-1].hidden[0, query], decoded.global_feature[0]))
-        [(caption, score)] = model._describe(model.region_proj(seen)[None])
+        [(caption, score)] = write_captions(
+            model.captioner, model.region_proj(seen)[None], model.tokenizer, model.search
+        )
         assert region.captions == (caption,)
         assert region.caption_score == pytest.approx(score, abs=1e-5)
     assert len({region.captions for region in record.regions}) > 1
