@@ -12,18 +12,19 @@ from ..utils.errors import UsageError
 from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
 from .backbones.focal import FocalNet
 from .backbones.timm_backbone import TimmBackbone
+from .heads.dense import DenseHead, SemanticHead, WordHead
 from .heads.panoptic import PanopticThresholds
-from .heads.semantic import SemanticHead
-from .heads.words import WordHead
+from .heads.segmentation import InferenceModes
 from .layers.images import ImageBatch
-from .losses.criterion import SetCriterion
+from .losses.criterion import SegmentWeights, SetCriterion
 from .matching.hungarian import MatchingCosts
-from .pix2cap import LossWeights, Pix2Cap
+from .pix2cap import Pix2Cap, TrainingOptions
 from .pixel_decoders.deformable import DeformablePixelDecoder
 from .pixel_decoders.fpn import TransformerFPN
 from .region_encoders.query_decoder import QueryDecoder
 from .region_encoders.region_tokens import RegionTokens
 from .text_decoders.bert_captioner import BertCaptioner
+from .text_decoders.captions import CaptionSearch
 from .text_encoders.class_texts import BARE, CLIP_TEMPLATES, ClassTexts
 from .text_encoders.clip_text import ClipTextEncoder
 
@@ -50,7 +51,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
     backbone = build_backbone(model.BACKBONE)
     class_tokenizer = TextTokenizer.from_pretrained(model.TEXT.PRETRAINED_TOKENIZER, model.TEXT.CONTEXT_LENGTH)
     templates = CLIP_TEMPLATES if model.TEXT.PROMPT_TEMPLATES == "clip" else BARE
-    weights = _loss_weights(decoder_cfg)
+    options = _training_options(decoder_cfg)
     system = Pix2Cap(
         categories=categories,
         images=ImageBatch(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, decoder_cfg.SIZE_DIVISIBILITY),
@@ -68,15 +69,18 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         class_texts=ClassTexts([category.name for category in categories], class_tokenizer, templates),
         tokenizer=tokenizer,
         criterion=_criterion(decoder_cfg),
-        weights=weights,
+        options=options,
+        modes=InferenceModes(
+            panoptic=decoder_cfg.TEST.PANOPTIC_ON,
+            instance=decoder_cfg.TEST.INSTANCE_ON,
+            semantic=decoder_cfg.TEST.SEMANTIC_ON,
+            boxes=decoder_cfg.DETECTION,
+            max_instances=cfg.COCO.TEST.DETECTIONS_PER_IMAGE,
+        ),
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
-        caption_match=decoder_cfg.DENSECAPTION_MATCH,
-        caption_gradient_scale=decoder_cfg.CAPTION_GRADIENT_SCALE,
-        semantic_head=_semantic_head(model, categories) if weights.semantic else None,
-        word_head=_word_head(model, tokenizer) if weights.words else None,
+        search=CaptionSearch(max_length=model.TEXT_DECODER.MAX_STEPS, beam_size=model.TEXT_DECODER.BEAM_SIZE),
+        auxiliary=_auxiliary(model, categories, tokenizer),
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
-        beam_size=model.TEXT_DECODER.BEAM_SIZE,
-        max_words=model.TEXT_DECODER.MAX_STEPS,
     )
     _freeze(system, cfg)
     return system
@@ -163,8 +167,16 @@ def _captioner(cfg: Any) -> BertCaptioner:
 
 
 def _criterion(cfg: Any) -> SetCriterion:
+    boxes = float(cfg.DETECTION and not cfg.FROZEX)  # a frozen box head cannot learn
     return SetCriterion(
         MatchingCosts(class_weight=cfg.CLASS_WEIGHT, mask_weight=cfg.MASK_WEIGHT, dice_weight=cfg.DICE_WEIGHT),
+        SegmentWeights(
+            mask_ce=cfg.CLASS_WEIGHT,
+            mask_bce=cfg.MASK_WEIGHT,
+            mask_dice=cfg.DICE_WEIGHT,
+            box_l1=boxes * cfg.BBOX_WEIGHT,
+            box_giou=boxes * cfg.GIOU_WEIGHT,
+        ),
         num_points=cfg.TRAIN_NUM_POINTS,
         oversample_ratio=cfg.OVERSAMPLE_RATIO,
         importance_ratio=cfg.IMPORTANCE_SAMPLE_RATIO,
@@ -172,30 +184,25 @@ def _criterion(cfg: Any) -> SetCriterion:
     )
 
 
-def _semantic_head(model: Any, categories: Sequence[Category]) -> SemanticHead:
-    thing = model.DECODER.SEMANTIC_AUX_THING_WEIGHT
-    return SemanticHead(model.ENCODER.MASK_DIM, [thing if category.is_thing else 1.0 for category in categories])
+def _auxiliary(model: Any, categories: Sequence[Category], tokenizer: CaptionTokenizer) -> dict[str, DenseHead]:
+    cfg, dim = model.DECODER, model.ENCODER.MASK_DIM
+    heads: dict[str, DenseHead] = {}
+    if cfg.SEMANTIC_AUX_WEIGHT:
+        factors = [cfg.SEMANTIC_AUX_THING_WEIGHT if category.is_thing else 1.0 for category in categories]
+        heads["semantic"] = SemanticHead(dim, factors, weight=cfg.SEMANTIC_AUX_WEIGHT)
+    if cfg.WORDS_AUX_WEIGHT:
+        no_words = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+        heads["words"] = WordHead(dim, tokenizer.vocab_size, no_words, weight=cfg.WORDS_AUX_WEIGHT)
+    return heads
 
 
-def _word_head(model: Any, tokenizer: CaptionTokenizer) -> WordHead:
-    return WordHead(
-        model.ENCODER.MASK_DIM, tokenizer.vocab_size, (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
-    )
-
-
-def _loss_weights(cfg: Any) -> LossWeights:
-    boxes = float(cfg.DETECTION and not cfg.FROZEX)  # a frozen box head cannot learn
-    return LossWeights(
-        mask_ce=cfg.CLASS_WEIGHT,
-        mask_bce=cfg.MASK_WEIGHT,
-        mask_dice=cfg.DICE_WEIGHT,
-        caption=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED and cfg.TOP_DENSECAPTION_LAYERS else 0.0,
-        caption_points=min(cfg.TOP_DENSECAPTION_LAYERS, cfg.DEC_LAYERS),
+def _training_options(cfg: Any) -> TrainingOptions:
+    return TrainingOptions(
+        caption_weight=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED and cfg.TOP_DENSECAPTION_LAYERS else 0.0,
+        caption_points=cfg.TOP_DENSECAPTION_LAYERS,
         mask_points=cfg.TOP_MASK_LAYERS,
-        box_l1=boxes * cfg.BBOX_WEIGHT,
-        box_giou=boxes * cfg.GIOU_WEIGHT,
-        semantic=cfg.SEMANTIC_AUX_WEIGHT,
-        words=cfg.WORDS_AUX_WEIGHT,
+        caption_match=cfg.DENSECAPTION_MATCH,
+        caption_gradient_scale=cfg.CAPTION_GRADIENT_SCALE,
     )
 
 
@@ -207,9 +214,9 @@ def _freeze(system: Pix2Cap, cfg: Any) -> None:
         fixed = any(part in name and flag for part, flag in solver.FIX_PARAM.items())
         fixed = fixed and not any(part in name for part in solver.IGNORE_FIX)
         parameter.requires_grad_(not fixed and (not decoder.FROZEX or name.startswith(trained)))
-    if not (system.weights.box_l1 or system.weights.box_giou):
+    if not system.criterion.weights.boxes:
         system.decoder.box_embed.requires_grad_(False)
-    if not system.weights.caption:
+    if not system.options.caption_weight:
         for part in (system.captioner, system.region_proj, system.region_tokens):
             part.requires_grad_(False)
 

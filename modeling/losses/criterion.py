@@ -18,6 +18,7 @@ from ..region_encoders.query_decoder import QueryPrediction
 from .box import box_giou, box_l1
 from .mask import mask_bce, mask_dice
 from .points import PointSource, sample_points, uncertain_points
+from .terms import LossTerm
 
 Matches = list[tuple[Tensor, Tensor]]
 
@@ -52,11 +53,28 @@ class SegmentTargets:
         return [len(labels) for labels in self.labels]
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentWeights:
+    """Factors of the segments' losses; boxes are left out when both of theirs are zero."""
+
+    mask_ce: float
+    mask_bce: float
+    mask_dice: float
+    box_l1: float = 0.0
+    box_giou: float = 0.0
+
+    @property
+    def boxes(self) -> bool:
+        """Whether boxes are learnt."""
+        return bool(self.box_l1 or self.box_giou)
+
+
 class SetCriterion:
     """Losses of one prediction point.
 
     Args:
         costs: matching costs.
+        weights: factors of the losses.
         num_points: P.
         oversample_ratio, importance_ratio: see `uncertain_points`.
         no_object_weight: class weight of unmatched queries.
@@ -65,13 +83,14 @@ class SetCriterion:
     def __init__(
         self,
         costs: MatchingCosts,
+        weights: SegmentWeights,
         *,
         num_points: int,
         oversample_ratio: float,
         importance_ratio: float,
         no_object_weight: float,
     ) -> None:
-        self.costs = costs
+        self.costs, self.weights = costs, weights
         self.num_points = num_points
         self.sampling = {"oversample_ratio": oversample_ratio, "importance_ratio": importance_ratio}
         self.no_object_weight = no_object_weight
@@ -100,6 +119,31 @@ class SetCriterion:
         """Return the sum of class weights over all object queries of a batch."""
         matched = sum(min(len(target), num_objects) for target in targets)
         return matched + self.no_object_weight * (len(targets) * num_objects - matched)
+
+    def losses(
+        self,
+        prediction: QueryPrediction,
+        mask_features: Tensor,
+        targets: SegmentTargets,
+        matches: Matches,
+        points: PointSource,
+        layer: int,
+        num_objects: int,
+    ) -> dict[str, LossTerm]:
+        """Return the losses of prediction point ``layer``, named ``loss_<part>_<layer>``."""
+        weights = self.weights
+        ce = self.class_loss(prediction.class_logits[:, :num_objects], targets, matches)
+        bce, dice = self.mask_losses(prediction, mask_features, targets, matches, points, layer)
+        losses = {
+            f"loss_mask_ce_{layer}": LossTerm(ce, "class_weights", weights.mask_ce),
+            f"loss_mask_bce_{layer}": LossTerm(bce, "segments", weights.mask_bce),
+            f"loss_mask_dice_{layer}": LossTerm(dice, "segments", weights.mask_dice),
+        }
+        if weights.boxes:
+            l1, giou = self.box_losses(prediction.boxes_cxcywh, targets, matches)
+            losses[f"loss_bbox_box_{layer}"] = LossTerm(l1, "segments", weights.box_l1)
+            losses[f"loss_bbox_giou_{layer}"] = LossTerm(giou, "segments", weights.box_giou)
+        return losses
 
     def class_loss(self, class_logits: Tensor, targets: SegmentTargets, matches: Matches) -> Tensor:
         """Return the sum of weighted cross-entropies; class_logits: (B, Q, K + 1)."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from locap.datasets.batches import Batch
 from locap.modeling.losses.box import box_giou, box_l1
 from locap.modeling.losses.caption import smoothed_caption_loss
-from locap.modeling.losses.criterion import SegmentTargets, SetCriterion
+from locap.modeling.losses.criterion import SegmentTargets, SegmentWeights, SetCriterion
 from locap.modeling.losses.mask import mask_bce, mask_dice
 from locap.modeling.losses.points import SeededPoints, SequentialPoints, sample_points, uncertain_points
 from locap.modeling.matching.hungarian import MatchingCosts
@@ -17,7 +17,9 @@ from locap.modeling.matching.hungarian import MatchingCosts
 
 def criterion(num_points: int = 32) -> SetCriterion:
     costs = MatchingCosts(class_weight=2.0, mask_weight=5.0, dice_weight=5.0)
-    return SetCriterion(costs, num_points=num_points, oversample_ratio=3.0, importance_ratio=0.75, no_object_weight=0.1)
+    weights = SegmentWeights(mask_ce=2.0, mask_bce=5.0, mask_dice=5.0)
+    ratios = {"oversample_ratio": 3.0, "importance_ratio": 0.75}
+    return SetCriterion(costs, weights, num_points=num_points, no_object_weight=0.1, **ratios)
 
 
 @pytest.mark.parametrize("vocab", [3, 50])

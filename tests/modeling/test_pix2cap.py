@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from locap.datasets.batches import Batch
+from locap.datasets.records import decode_mask, record_from_json, record_to_json
 from locap.modeling.losses.caption import smoothed_caption_loss
 from locap.modeling.losses.criterion import SegmentTargets
 from locap.modeling.losses.points import SeededPoints
 from locap.modeling.matching.hungarian import best_overlap
 from locap.modeling.pix2cap import Pix2Cap
 from locap.modeling.region_encoders.query_decoder import DecodedQueries, QueryPrediction
+from locap.modeling.text_decoders.captions import write_captions
 from locap.utils.errors import UsageError
 
 Build = Callable[..., Pix2Cap]
@@ -100,7 +102,7 @@ def test_names_and_weights_of_the_losses(build: Build, make_batch: MakeBatch):
     }
     aids = build(aids=True)(make_batch([2]))
     boxes = {f"loss_bbox_{part}_{layer}" for part in ("box", "giou") for layer in range(4)}
-    assert set(aids) - set(losses) == boxes | {"loss_semantic"}
+    assert set(aids) - set(losses) == boxes | {"loss_semantic", "loss_words"}
 
 
 @pytest.mark.parametrize(("points", "found"), [(0, 0), (3, 3), (10, 4)])
@@ -145,7 +147,7 @@ def test_counts_are_what_the_losses_sum_over(build: Build, make_batch: MakeBatch
     for target in batch.targets:
         cells = target.id_map[2::4, 2::4]
         for label, segment in zip(target.labels.tolist(), target.segment_ids.tolist(), strict=True):
-            weight = float(model.semantic_head.class_weights[label])
+            weight = float(model.auxiliary["semantic"].class_weights[label])
             positions += weight * int((cells == segment).sum())
     assert counts["positions"] == pytest.approx(positions)
 
@@ -255,7 +257,7 @@ def test_frozex_and_mask_head(build: Build, make_batch: MakeBatch, frozex: bool,
 def test_boxes_train_only_when_nothing_is_frozen(build: Build):
     for frozex in (True, False):
         model = build("MODEL.DECODER.DETECTION", "true", "MODEL.DECODER.FROZEX", str(frozex))
-        assert bool(model.weights.box_l1) == (not frozex)
+        assert model.criterion.weights.boxes == (not frozex)
         assert all(p.requires_grad == (not frozex) for p in model.decoder.box_embed.parameters())
 
 
@@ -344,13 +346,61 @@ def test_the_class_query_takes_part_without_a_caption_unless_told_not_to(build: 
     assert [region.box_xyxy[0] for region in record.regions] == pytest.approx([10, 28, 55][: 3 if taken else 2], abs=2)
 
 
+@pytest.mark.parametrize("boxes", [False, True])
+def test_every_mode_fills_its_part_of_the_record(build: Build, make_batch: MakeBatch, boxes: bool):
+    switches = [f"MODEL.DECODER.TEST.{mode}_ON" for mode in ("SEMANTIC", "INSTANCE", "PANOPTIC")]
+    modes = [token for key in switches for token in (key, "true")]
+    model = decide(build(*modes, "MODEL.DECODER.DETECTION", str(boxes)), [0, 12, 2, 12, 12, 4, 5])
+    batch = make_batch([0], [(64, 64)])
+    batch.output_sizes = [(32, 48)]
+    [record], [found] = model.predict(batch), model.segment(batch)
+    captions = {region.category_id: region.captions for region in record.regions}
+    assert len(record.regions) == 4
+    assert [region.id for region in record.instances] == list(range(1, len(record.instances) + 1))
+    for region, query, label in zip(record.instances, found.instances.queries, found.instances.labels, strict=True):
+        assert model.categories[label].is_thing
+        assert region.category_id == model.categories[label].id
+        assert region.captions == () if query == 6 else len(region.captions) == 1
+        assert (region.box_xyxy is not None) == boxes
+        assert decode_mask(region.mask).shape == (32, 48)
+    best = {region.category_id: region for region in reversed(record.instances)}
+    assert all(best[model.categories[k].id].captions == captions[model.categories[k].id] for k in (0, 2, 4))
+    assert sum(decode_mask(region.mask).astype(int) for region in record.semantic).tolist() == [[1] * 48] * 32
+    assert found.semantic.shape == (12, 32, 48)
+    assert record_from_json(record_to_json(record)).instances == record.instances
+
+
+def test_a_query_is_described_once(build: Build, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch):
+    model = decide(build("MODEL.DECODER.TEST.INSTANCE_ON", "true"), [0, 12, 2, 12, 12, 4, 12])
+    described = []
+    read = model.region_tokens.forward
+    monkeypatch.setattr(
+        model.region_tokens, "forward", lambda h, g, q, *rest: described.append(q) or read(h, g, q, *rest)
+    )
+    [record] = model.predict(make_batch([0]))
+    [queries] = described
+    assert len(set(queries.tolist())) == len(queries) == model.num_objects < len(record.instances)
+
+
+@pytest.mark.parametrize("mode", ["SEMANTIC", "INSTANCE"])
+def test_one_mode_alone(build: Build, make_batch: MakeBatch, mode: str):
+    switches = ("MODEL.DECODER.TEST.PANOPTIC_ON", "false", f"MODEL.DECODER.TEST.{mode}_ON", "true")
+    [record] = see_everything(build(*switches)).predict(make_batch([0]))
+    assert (record.id_map, record.regions) == (None, [])
+    assert (record.semantic is None, record.instances is None) == (mode == "INSTANCE", mode == "SEMANTIC")
+    with pytest.raises(UsageError, match="all false"):
+        build("MODEL.DECODER.TEST.PANOPTIC_ON", "false")
+
+
 def test_captions_are_those_of_their_queries(build: Build, make_batch: MakeBatch):
     model = decide(build(), [0, 12, 2, 12, 12, 4, 12])
     [record] = model.predict(make_batch([0]))
     decoded, _ = model.encode(None, None)
     for region, query in zip(record.regions, (0, 2, 5), strict=True):
         seen = torch.stack((decoded.points[-1].hidden[0, query], decoded.global_feature[0]))
-        [(caption, score)] = model._describe(model.region_proj(seen)[None])
+        [(caption, score)] = write_captions(
+            model.captioner, model.region_proj(seen)[None], model.tokenizer, model.search
+        )
         assert region.captions == (caption,)
         assert region.caption_score == pytest.approx(score, abs=1e-5)
     assert len({region.captions for region in record.regions}) > 1
