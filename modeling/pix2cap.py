@@ -24,6 +24,7 @@ from .heads.masks import Frame, QueryMasks
 from .heads.panoptic import PanopticThresholds
 from .heads.results import record_of
 from .heads.segmentation import InferenceModes, Segmentation, segment
+from .layers.frozen import rest_frozen
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
 from .losses.caption import CaptionTargets, caption_losses
@@ -47,17 +48,21 @@ class TrainingOptions:
     Attributes:
         caption_weight: factor of the caption loss.
         caption_points: prediction points, from the last, that carry it.
-        mask_points: the same for class, mask and box losses.
+        mask_points: the same for class and mask losses.
+        box_points: the same for box losses.
         caption_match: which query learns a segment's caption: the one whose mask overlaps it most ("iou", published) or
             the one matched to it ("hungarian").
         caption_gradient_scale: factor of the caption loss's gradient into the regions.
+        frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
     """
 
     caption_weight: float
     caption_points: int
     mask_points: int
+    box_points: int
     caption_match: str = "iou"
     caption_gradient_scale: float = 1 / 3
+    frozen_in_eval: bool = True
 
 
 class Pix2Cap(nn.Module):
@@ -114,7 +119,10 @@ class Pix2Cap(nn.Module):
     def train(self, mode: bool = True) -> Pix2Cap:
         """Switch modes; the class texts are encoded anew after training."""
         self.class_texts.forget()
-        return super().train(mode)
+        super().train(mode)
+        if mode and self.options.frozen_in_eval:
+            rest_frozen(self)
+        return self
 
     def load_state_dict(self, *args, **kwargs):
         """Load weights; the class texts are encoded anew."""
@@ -165,6 +173,8 @@ class Pix2Cap(nn.Module):
             matches = criterion.match(prediction, maps, targets, points, layer, self.num_objects)
             if layer < options.mask_points:
                 losses |= criterion.losses(prediction, maps, targets, matches, points, layer, self.num_objects)
+            if layer < options.box_points:
+                losses |= criterion.box_terms(prediction, targets, matches, layer)
             if options.caption_weight and layer < options.caption_points:
                 views = split_images(prediction, decoded, features["res2"], self.num_objects)
                 readings += self._caption_targets(views, batch, targets, matches, layer)

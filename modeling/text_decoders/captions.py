@@ -18,10 +18,12 @@ class CaptionSearch:
     Attributes:
         max_length: tokens, start token included.
         beam_size: 1 is greedy search.
+        rollouts: with beams, continue each first word greedily, as GRiT and Pix2Cap; else a true beam search.
     """
 
     max_length: int = 40
     beam_size: int = 1
+    rollouts: bool = True
 
 
 class Caption(NamedTuple):
@@ -42,6 +44,7 @@ def write_captions(
         end_id=tokenizer.end_id,
         max_length=search.max_length,
         beam_size=search.beam_size,
+        rollouts=search.rollouts,
     )
     rows = zip(found.tokens.tolist(), found.scores.tolist(), strict=True)
     return [Caption(tokenizer.decode(row[1:]), score) for row, score in rows]

@@ -109,11 +109,18 @@ class ClassTexts:
         names: K class names in the order of the class indices.
         tokenizer: texts -> int64 (N, T), with the attribute ``end_id``.
         templates: sentences with a hole for the name.
+        background_templates: put "background" into the templates as well, as upstream; else it stands alone.
     """
 
     def __init__(
-        self, names: Sequence[str], tokenizer: Callable[[list[str]], Tensor], templates: Sequence[str] = CLIP_TEMPLATES
+        self,
+        names: Sequence[str],
+        tokenizer: Callable[[list[str]], Tensor],
+        templates: Sequence[str] = CLIP_TEMPLATES,
+        *,
+        background_templates: bool = True,
     ) -> None:
+        self.background_templates = background_templates
         self.names = [strip_suffixes(name) for name in (*names, BACKGROUND)]
         self.tokenizer, self.templates = tokenizer, tuple(templates)
         self._training_tokens: Tensor | None = None  # K+1, templates, T
@@ -131,8 +138,7 @@ class ClassTexts:
         """Encode every sentence and average per class, as in evaluation: (K + 1, P); kept until `forget`."""
         device = encoder.token_embedding.weight.device
         if self._table is None or self._table.device != device:
-            sentences = [template.format(name) for name in self.names for template in self.templates]
-            tokens = self.tokenizer(sentences).to(device)
+            tokens = self.tokenizer(self._sentences(self.names)).to(device)
             with torch.autocast(device.type, enabled=False):  # the table outlives the precision it was asked for in
                 rows = torch.cat([encoder(part, self.tokenizer.end_id) for part in tokens.split(batch_size)])
             mean = rows.view(len(self.names), len(self.templates), -1).mean(1)
@@ -143,10 +149,15 @@ class ClassTexts:
         """Drop the kept table: the encoder's weights have changed, or will."""
         self._table = None
 
+    def _sentences(self, names: Sequence[str]) -> list[str]:
+        """Return one sentence per name and template, name by name."""
+        alone = set() if self.background_templates else {BACKGROUND}
+        return [(BARE[0] if name in alone else text).format(name) for name in names for text in self.templates]
+
     def _tokens_for_training(self) -> Tensor:
         if self._training_tokens is None:
             names = [name.replace(",", "").replace("+", " ") for name in self.names]
-            tokens = self.tokenizer([template.format(name) for name in names for template in self.templates])
+            tokens = self.tokenizer(self._sentences(names))
             self._training_tokens = tokens.view(len(names), len(self.templates), -1)
         return self._training_tokens
 
