@@ -70,7 +70,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         criterion=_criterion(decoder_cfg),
         options=options,
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
-        search=CaptionSearch(max_length=model.TEXT_DECODER.MAX_STEPS, beam_size=model.TEXT_DECODER.BEAM_SIZE),
+        search=_caption_search(model.TEXT_DECODER),
         semantic_head=_semantic_head(model, categories) if options.semantic_weight else None,
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
     )
@@ -155,6 +155,12 @@ def _captioner(cfg: Any) -> BertCaptioner:
         ffn_dim=cfg.FEEDFORWARD_SIZE,
         dropout=cfg.DROPOUT,
         init_std=cfg.INIT_STD,
+    )
+
+
+def _caption_search(cfg: Any) -> CaptionSearch:
+    return CaptionSearch(
+        max_length=cfg.MAX_STEPS, beam_size=cfg.BEAM_SIZE, queries=cfg.CAPTION_QUERIES, use_cache=cfg.USE_CACHE
     )
 
 

@@ -181,6 +181,10 @@ class TextDecoder:
         "last", "+ which end of a too long caption is kept; last as upstream", choices=["last", "first"]
     )
     BEAM_SIZE: int = key(1, "beams when generating captions; 1: greedy", minimum=1)
+    CAPTION_QUERIES: str = key(
+        "kept", "+ describe what becomes a result, or all queries as upstream: same captions", choices=["kept", "all"]
+    )
+    USE_CACHE: bool = key(True, "+ false reads all words anew for each next one, as upstream: same captions, slow")
 
 
 @dataclass
