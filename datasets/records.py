@@ -8,6 +8,9 @@ Conventions
     id map      int32 (height, width), 0 = no region
     categories  ``category_id`` is the id of the dataset, not a contiguous index
 
+A panoptic prediction may carry two more lists, whose regions have masks of their own: ``instances``, which may overlap,
+and ``semantic``, one region per category that occurs, which together cover the image.
+
 A *prompt* is a region without text, a *prediction* is a record whose regions carry scores, and a result file is a
 record file (`write_records`), so any model's output can be scored, drawn and compared.
 """
@@ -29,6 +32,7 @@ from ..utils.files import write_json
 
 Rle = Mapping[str, Any]
 FORMAT = "locap-records/1"
+MORE_REGIONS = ("instances", "semantic")  # lists of a record beside ``regions``
 _KINDS: dict[str, tuple[tuple[type, ...], bool]] = {  # single values of records and regions in JSON: types, may be null
     **dict.fromkeys(("id", "height", "width"), ((int,), False)),
     **dict.fromkeys(("score", "caption_score", "area"), ((int, float), True)),
@@ -107,6 +111,8 @@ class Record:
     image: str | np.ndarray | None = None  # a path, or uint8 (height, width, 3) RGB
     regions: list[Region] = field(default_factory=list)
     id_map: str | np.ndarray | None = None  # a panoptic PNG's path, or int32 (height, width)
+    instances: list[Region] | None = None  # see above; None when not asked for
+    semantic: list[Region] | None = None
     captions: tuple[str, ...] = ()
     narratives: tuple[Narrative, ...] = ()
     conversations: tuple[tuple[Turn, ...], ...] = ()
@@ -164,12 +170,15 @@ def record_to_json(record: Record, names: Mapping[int, str] | None = None) -> di
         record: the record.
         names: category id -> name; adds a ``category_name`` to every region, for human readers.
     """
-    body = _without_empty(record, skip=("image", "id_map", "regions"))
+    body = _without_empty(record, skip=("image", "id_map", "regions", *MORE_REGIONS))
     body["image"] = record.image if isinstance(record.image, str) else None
     ids = record.id_map if isinstance(record.id_map, np.ndarray) else None
     body["regions"] = [_region_to_json(region, ids) for region in record.regions]
-    for item in body["regions"] if names else ():
-        if item.get("category_id") in names:
+    for name in MORE_REGIONS:
+        if (regions := getattr(record, name)) is not None:
+            body[name] = [_region_to_json(region, None) for region in regions]
+    for item in (item for name in ("regions", *MORE_REGIONS) for item in body.get(name, ())):
+        if names and item.get("category_id") in names:
             item["category_name"] = names[item["category_id"]]
     if isinstance(record.id_map, str):
         body["id_map"] = record.id_map
@@ -213,6 +222,9 @@ def record_from_json(body: Mapping[str, Any], *, where: str = "record") -> Recor
     try:
         body = dict(body)
         regions = [_region_from_json(item) for item in body.pop("regions", [])]
+        for name in MORE_REGIONS:
+            if name in body:
+                body[name] = [_region_from_json(item) for item in body[name]]
         narratives = tuple(_narrative_from_json(item) for item in body.pop("narratives", []))
         conversations = tuple(
             tuple(Turn(**{**turn, "region_ids": tuple(turn.get("region_ids", ()))}) for turn in turns)

@@ -93,7 +93,7 @@ def pair_predictions(
                 allowed="one prediction for every image of the ground truth",
             )
     for record in predictions:
-        for region in record.regions:
+        for region in (*record.regions, *(record.instances or ())):
             _check_values(region, f"{where}: image_id {record.image_id}, segment {region.id}")
     return {record.image_id: record for record in predictions}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,14 @@ def record_of_image(image: str | Path | np.ndarray) -> Record:
 def write_prediction(
     folder: Path, name: str, image: np.ndarray, prediction: Record, categories: Sequence[Category], console: Console
 ) -> list[Path]:
-    """Write ``<name>.json`` (a record file) and ``<name>.png`` (the picture) and print the regions as a table."""
+    """Write ``<name>.json`` (a record file) and ``<name>.png`` (the picture) and print the regions as a table.
+
+    The file holds every mode's results; picture and table show the segments, or the instances when there are no others.
+    """
     prediction.image = None
     paths = [write_records(folder / f"{name}.json", [prediction], categories)]
+    if prediction.id_map is None and prediction.instances:
+        prediction = replace(prediction, regions=prediction.instances)
     picture = draw_record(image, prediction, categories)
     with atomic_path(folder / f"{name}.png") as temporary:
         picture.save(temporary)

@@ -13,6 +13,7 @@ from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
 from .backbones.focal import FocalNet
 from .backbones.timm_backbone import TimmBackbone
 from .heads.panoptic import PanopticThresholds
+from .heads.segmentation import InferenceModes
 from .heads.semantic import SemanticHead
 from .layers.images import ImageBatch
 from .losses.criterion import SegmentWeights, SetCriterion
@@ -69,6 +70,13 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         tokenizer=tokenizer,
         criterion=_criterion(decoder_cfg),
         options=options,
+        modes=InferenceModes(
+            panoptic=decoder_cfg.TEST.PANOPTIC_ON,
+            instance=decoder_cfg.TEST.INSTANCE_ON,
+            semantic=decoder_cfg.TEST.SEMANTIC_ON,
+            boxes=decoder_cfg.DETECTION,
+            max_instances=cfg.COCO.TEST.DETECTIONS_PER_IMAGE,
+        ),
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
         search=_caption_search(model.TEXT_DECODER),
         semantic_head=_semantic_head(model, categories) if options.semantic_weight else None,

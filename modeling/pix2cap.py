@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ..datasets.batches import Batch
 from ..datasets.records import Category, Record
 from ..utils.tokenizers import CaptionTokenizer
-from .heads.panoptic import PanopticMap, PanopticThresholds, keep_queries, panoptic_map, resize_masks
-from .heads.results import panoptic_record
+from .heads.masks import Frame, QueryMasks
+from .heads.panoptic import PanopticThresholds
+from .heads.results import record_of
+from .heads.segmentation import InferenceModes, Segmentation, segment
 from .heads.semantic import SemanticHead
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
@@ -81,9 +83,10 @@ class Pix2Cap(nn.Module):
         class_texts: the classifier's sentences.
         tokenizer: of captions.
         criterion, options: the training objective.
-        thresholds: of panoptic inference.
+        modes, thresholds: what inference returns.
         semantic_head: dense auxiliary classifier, or None.
-        class_query_in_panoptic: let the class query (last row) claim pixels, without a caption, as X-Decoder does.
+        class_query_in_panoptic: let the class query (last row) become segments and instances, without a caption, and
+            add to the semantic scores, as X-Decoder does.
         search: how captions are looked for.
     """
 
@@ -103,6 +106,7 @@ class Pix2Cap(nn.Module):
         tokenizer: CaptionTokenizer,
         criterion: SetCriterion,
         options: TrainingOptions,
+        modes: InferenceModes,
         thresholds: PanopticThresholds,
         search: CaptionSearch,
         semantic_head: SemanticHead | None = None,
@@ -116,7 +120,8 @@ class Pix2Cap(nn.Module):
         self.region_proj = nn.Linear(region_tokens.dim, region_dim)
         self.semantic_head = semantic_head
         self.class_texts, self.tokenizer = class_texts, tokenizer
-        self.criterion, self.options, self.thresholds, self.search = criterion, options, thresholds, search
+        self.criterion, self.options = criterion, options
+        self.modes, self.thresholds, self.search = modes, thresholds, search
         self.class_query_in_panoptic = class_query_in_panoptic
 
     def train(self, mode: bool = True) -> Pix2Cap:
@@ -231,36 +236,40 @@ class Pix2Cap(nn.Module):
         """Segment and describe images.
 
         Returns:
-            A record per image at its output size: an id map, and a region per segment with category, box, score (of the
-            class) and caption.
+            A record per image at its output size. Each of the modes fills its own fields: an id map and a region per
+            segment, with category, box, score (of the class) and caption; ``instances``; ``semantic``.
         """
         images = self.images(batch.images)
         decoded, features = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
-        maps = self._segment(decoded, tuple(images.shape[-2:]), batch)
+        found = self._segment(decoded, tuple(images.shape[-2:]), batch)
         views = split_images(decoded.points[-1], decoded, features["res2"], self.num_objects)
-        captions = self._describe(views, [[segment.query for segment in found.segments] for found in maps])
-        return [
-            panoptic_record(image_id, found, self.categories, texts)
-            for image_id, found, texts in zip(batch.image_ids, maps, captions, strict=True)
-        ]
+        captions = self._describe(views, [segmentation.queries for segmentation in found])
+        rows = zip(batch.image_ids, batch.output_sizes, found, captions, strict=True)
+        return [record_of(image_id, size, masks, self.categories, texts) for image_id, size, masks, texts in rows]
 
-    def _segment(self, decoded: DecodedQueries, padded: tuple[int, int], batch: Batch) -> list[PanopticMap]:
-        """Return the panoptic map of each image at its output size."""
-        prediction, found = decoded.points[-1], []
+    @torch.no_grad()
+    def segment(self, batch: Batch) -> list[Segmentation]:
+        """Segment images without describing them: the tensors behind the records, see `Segmentation`."""
+        images = self.images(batch.images)
+        decoded, _ = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
+        return self._segment(decoded, tuple(images.shape[-2:]), batch)
+
+    def _segment(self, decoded: DecodedQueries, padded: tuple[int, int], batch: Batch) -> list[Segmentation]:
+        last, found = decoded.points[-1], []
         rows = None if self.class_query_in_panoptic else self.num_objects
         is_thing = [category.is_thing for category in self.categories]
-        for image, (pixels, output_size) in enumerate(zip(batch.images, batch.output_sizes, strict=True)):
-            kept, scores, labels = keep_queries(prediction.class_logits[image, :rows], self.thresholds.score)
-            masks = torch.einsum("qc,chw->qhw", prediction.mask_embed[image, kept], decoded.mask_features[image])
-            masks = resize_masks(masks, padded, tuple(pixels.shape[-2:]), output_size)
-            found.append(panoptic_map(masks, kept, scores, labels, is_thing, self.thresholds.overlap))
+        for index, (pixels, output) in enumerate(zip(batch.images, batch.output_sizes, strict=True)):
+            frame = Frame(padded, tuple(pixels.shape[-2:]), output)
+            masks = QueryMasks(last.mask_embed[index, :rows], decoded.mask_features[index], frame)
+            logits, boxes = last.class_logits[index, :rows], last.boxes_cxcywh[index, :rows]
+            found.append(segment(logits, masks, boxes, is_thing, self.modes, self.thresholds))
         return found
 
     def _describe(self, images: list[ImageQueries], queries: list[list[int]]) -> list[dict[int, Caption]]:
         """Describe these queries of each image, all in one search; the class query has nothing to say."""
         if self.search.queries == "all":
             queries = [list(range(self.num_objects)) for _ in images]
-        wanted = [[query for query in dict.fromkeys(rows) if query < self.num_objects] for rows in queries]
+        wanted = [[query for query in rows if query < self.num_objects] for rows in queries]
         tokens = [
             self._read_regions(image, torch.tensor(rows, dtype=torch.long, device=image.hidden.device))
             for image, rows in zip(images, wanted, strict=True)

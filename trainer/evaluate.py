@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..datasets.loader import EvalLoader, Reader
@@ -24,6 +25,7 @@ from .distributed import World, gather_texts
 from .progress import ProgressBar
 
 CAPTION_ATTRIBUTES = "caption_attributes"
+PANOPTIC_ON = "MODEL.DECODER.TEST.PANOPTIC_ON"
 HEADLINES = {  # figure: (name, factor)
     "pq": ("PQ", 100),
     "sq": ("SQ", 100),
@@ -125,6 +127,14 @@ def score(truth: list[Record], predictions: list[Record], reader: Reader, cfg: A
 
 def check_protocols(cfg: Any, categories: Sequence[Category]) -> None:
     """Raise the `UsageError` of a wrong PROTOCOLS now, not after hours of training."""
+    if not OmegaConf.select(cfg, PANOPTIC_ON, default=True):
+        raise UsageError(
+            "The protocols score panoptic segments, which the model is told not to return.",
+            where=PANOPTIC_ON,
+            value=False,
+            allowed=f"true, with PROTOCOLS {list(cfg.PROTOCOLS)}",
+            fix=f"--overrides {PANOPTIC_ON} true",
+        )
     make_evaluators(list(cfg.PROTOCOLS), categories, options=protocol_options(cfg))
 
 

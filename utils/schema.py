@@ -1,8 +1,8 @@
 """The typed configuration: data, solver, logging and run time.
 
-Keys are those of the original Pix2Cap configuration, defaults are those of its file, and keys of our own keep its
-style, their help beginning with "+". The MODEL section is the model's own: `ModelConfig` is what all share,
-``modeling/schemas`` has one per system.
+Keys are those of the original Pix2Cap configuration, defaults are those of its file (but for what inference returns,
+see ``MODEL.DECODER.TEST``), and keys of our own keep its style, their help beginning with "+". The MODEL section is
+the model's own: `ModelConfig` is what all share, ``modeling/schemas`` has one per system.
 """
 
 from __future__ import annotations

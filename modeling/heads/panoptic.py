@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,18 +46,6 @@ def keep_queries(class_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor
     scores, labels = class_logits.float().softmax(-1).max(-1)
     kept = ((labels != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
     return kept, scores[kept], labels[kept]
-
-
-def resize_masks(logits: Tensor, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]) -> Tensor:
-    """Bring mask logits (k, h, w) to the padded size, cut the padding off, and resize to the output size."""
-    if not len(logits):
-        return logits.new_zeros(0, *output)
-    logits = _bicubic(logits[None].float(), padded)[..., : image[0], : image[1]]
-    return (logits if image == output else _bicubic(logits, output))[0]
-
-
-def _bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def panoptic_map(

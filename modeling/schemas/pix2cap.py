@@ -90,8 +90,11 @@ class DenseCaption:
 
 @dataclass
 class DecoderTest:
-    """What inference returns."""
+    """What inference returns. The original's file says true three times; here only what is asked for is computed."""
 
+    SEMANTIC_ON: bool = key(False, "a category per pixel; dense, so only on request")
+    INSTANCE_ON: bool = key(False, "overlapping instances, COCO.TEST.DETECTIONS_PER_IMAGE of them, all described")
+    PANOPTIC_ON: bool = key(True, "segments that share no pixel; instances are then of thing classes only")
     OBJECT_MASK_THRESHOLD: float = key(0.8, "class probability a query needs to become a segment", minimum=0, maximum=1)
     OVERLAP_THRESHOLD: float = key(0.8, "part of its mask that must stay visible", minimum=0, maximum=1)
 
@@ -145,7 +148,9 @@ class QueryDecoder:
     MASK_POOLED_QUERIES: bool = key(False, "+ add features pooled under a query's mask to the query")
     SEMANTIC_AUX_WEIGHT: float = key(0.0, "+ weight of a dense semantic loss on the mask features; 0: none", minimum=0)
     SEMANTIC_AUX_THING_WEIGHT: float = key(1.0, "+ in that loss: weight of thing classes; stuff has 1", minimum=0)
-    CLASS_QUERY_IN_PANOPTIC: bool = key(True, "+ the class query may become a segment, as upstream")
+    CLASS_QUERY_IN_PANOPTIC: bool = key(
+        True, "+ the class query may become a segment, as upstream; false leaves it out of all of TEST's results"
+    )
     CAPTION_TOKENS: list[str] = key(
         ["query", "global"],
         "+ what the captioner sees of a region",
@@ -206,15 +211,16 @@ class Pix2CapModelConfig(ModelConfig):
         *("MODEL.DECODER.COSINE.*", "MODEL.DECODER.COSINE_WEIGHT", "MODEL.DECODER.TOP_COSINE_LAYERS"),
         *("MODEL.BACKBONE.FOCAL.OUT_FEATURES", "MODEL.BACKBONE.FOCAL.OUT_INDICES", "MODEL.BACKBONE.PRETRAINED"),
         *("MODEL.ENCODER.IN_FEATURES", "MODEL.ENCODER.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
-        *("MODEL.ENCODER.COMMON_STRIDE", "MODEL.DECODER.TEST.SEMANTIC_ON", "MODEL.DECODER.TEST.INSTANCE_ON"),
-        "MODEL.DECODER.TEST.PANOPTIC_ON",
-        *("MODEL.DECODER.BACKBONER_WEIGHT", "MODEL.DECODER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"),
+        *("MODEL.ENCODER.COMMON_STRIDE", "MODEL.DECODER.BACKBONER_WEIGHT"),
+        "MODEL.DECODER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
     )
 
     @staticmethod
     def conflicts(cfg: Any) -> Iterator[Conflict]:
         """Yield widths that their heads don't divide, and stage lists of unequal length."""
-        model = cfg.MODEL
+        model, test = cfg.MODEL, cfg.MODEL.DECODER.TEST
+        if not (test.SEMANTIC_ON or test.INSTANCE_ON or test.PANOPTIC_ON):
+            yield "MODEL.DECODER.TEST.PANOPTIC_ON", "SEMANTIC_ON, INSTANCE_ON and PANOPTIC_ON are all false"
         focal = model.BACKBONE.FOCAL
         for width, parts in (
             ("MODEL.DECODER.HIDDEN_DIM", "MODEL.DECODER.NHEADS"),

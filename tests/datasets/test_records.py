@@ -51,6 +51,8 @@ RECORD = Record(
     image="a/b.jpg",
     regions=[REGION, Region(id=0, category_id=0)],
     id_map="b.png",
+    instances=[REGION],
+    semantic=[Region(id=1, category_id=7, mask=encode_mask(MASK))],
     captions=("two things",),
     narratives=(
         Narrative("a cat", (TimedWord("a", 0.0, 0.5), TimedWord("", 0.5, 1.0)), (((1.0, 2.0, 0.0), (2.0, 2.0, 0.1)),)),

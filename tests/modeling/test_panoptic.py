@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from locap.modeling.heads.panoptic import PanopticMap, keep_queries, panoptic_map, resize_masks
+from locap.modeling.heads.panoptic import PanopticMap, keep_queries, panoptic_map
 
 IS_THING = [True, True, False]
 
@@ -79,13 +79,3 @@ def test_stuff_of_one_class_merges_into_the_first_and_things_do_not():
     found = run(strips((0, 2), (3, 5), (6, 8), (8, 10)), [2, 0, 2, 0])
     assert found.ids[0].tolist() == [1, 1, 0, 2, 2, 0, 1, 1, 3, 3]
     assert [(s.id, s.query) for s in found.segments] == [(1, 10), (2, 11), (3, 13)]
-
-
-def test_masks_are_resized_cut_and_resized_again():
-    logits = torch.randn(2, 8, 8)
-    found = resize_masks(logits, (32, 32), (20, 30), (40, 60))
-    assert found.shape == (2, 40, 60)
-    same = resize_masks(logits, (32, 32), (20, 30), (20, 30))
-    assert same.shape == (2, 20, 30)
-    torch.testing.assert_close(same, resize_masks(logits, (32, 32), (32, 32), (32, 32))[:, :20, :30])
-    assert resize_masks(logits[:0], (32, 32), (20, 30), (40, 60)).shape == (0, 40, 60)

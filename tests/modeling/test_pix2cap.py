@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from locap.datasets.batches import Batch
+from locap.datasets.records import decode_mask, record_from_json, record_to_json
 from locap.modeling.losses.caption import smoothed_caption_loss
 from locap.modeling.losses.criterion import SegmentTargets
 from locap.modeling.losses.points import SeededPoints
@@ -357,6 +359,52 @@ def test_the_class_query_takes_part_without_a_caption_unless_told_not_to(build: 
     assert [region.box_xyxy[0] for region in record.regions] == pytest.approx([10, 28, 55][: 3 if taken else 2], abs=2)
 
 
+@pytest.mark.parametrize("boxes", [False, True])
+def test_every_mode_fills_its_part_of_the_record(build: Build, make_batch: MakeBatch, boxes: bool):
+    switches = [f"MODEL.DECODER.TEST.{mode}_ON" for mode in ("SEMANTIC", "INSTANCE", "PANOPTIC")]
+    modes = [token for key in switches for token in (key, "true")]
+    model = decide(build(*modes, "MODEL.DECODER.DETECTION", str(boxes)), [0, 12, 2, 12, 12, 4, 5])
+    batch = make_batch([0], [(64, 64)])
+    batch.output_sizes = [(32, 48)]
+    [record], [found] = model.predict(batch), model.segment(batch)
+    captions = {region.category_id: region.captions for region in record.regions}
+    assert len(record.regions) == 4
+    assert [region.id for region in record.instances] == list(range(1, len(record.instances) + 1))
+    for region, query, label in zip(record.instances, found.instances.queries, found.instances.labels, strict=True):
+        assert model.categories[label].is_thing
+        assert region.category_id == model.categories[label].id
+        assert region.captions == () if query == 6 else len(region.captions) == 1
+        assert (region.box_xyxy is not None) == boxes
+        assert decode_mask(region.mask).shape == (32, 48)
+    best = {region.category_id: region for region in reversed(record.instances)}
+    assert all(best[model.categories[k].id].captions == captions[model.categories[k].id] for k in (0, 2, 4))
+    assert sum(decode_mask(region.mask).astype(int) for region in record.semantic).tolist() == [[1] * 48] * 32
+    assert found.semantic.shape == (12, 32, 48)
+    assert record_from_json(record_to_json(record)).instances == record.instances
+
+
+def test_a_query_is_described_once(build: Build, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch):
+    model = decide(build("MODEL.DECODER.TEST.INSTANCE_ON", "true"), [0, 12, 2, 12, 12, 4, 12])
+    described = []
+    read = model.region_tokens.forward
+    monkeypatch.setattr(
+        model.region_tokens, "forward", lambda h, g, q, *rest: described.append(q) or read(h, g, q, *rest)
+    )
+    [record] = model.predict(make_batch([0]))
+    [queries] = described
+    assert len(set(queries.tolist())) == len(queries) == model.num_objects < len(record.instances)
+
+
+@pytest.mark.parametrize("mode", ["SEMANTIC", "INSTANCE"])
+def test_one_mode_alone(build: Build, make_batch: MakeBatch, mode: str):
+    switches = ("MODEL.DECODER.TEST.PANOPTIC_ON", "false", f"MODEL.DECODER.TEST.{mode}_ON", "true")
+    [record] = see_everything(build(*switches)).predict(make_batch([0]))
+    assert (record.id_map, record.regions) == (None, [])
+    assert (record.semantic is None, record.instances is None) == (mode == "INSTANCE", mode == "SEMANTIC")
+    with pytest.raises(UsageError, match="all false"):
+        build("MODEL.DECODER.TEST.PANOPTIC_ON", "false")
+
+
 def test_captions_are_those_of_their_queries(build: Build, make_batch: MakeBatch):
     model = decide(build(), [0, 12, 2, 12, 12, 4, 12])
     [record] = model.predict(make_batch([0]))
@@ -369,6 +417,21 @@ def test_captions_are_those_of_their_queries(build: Build, make_batch: MakeBatch
         assert region.captions == (caption,)
         assert region.caption_score == pytest.approx(score, abs=1e-5)
     assert len({region.captions for region in record.regions}) > 1
+
+
+def test_captions_are_the_same_however_they_are_made(build: Build, make_batch: MakeBatch):
+    found = {}
+    for queries, cache in itertools.product(("kept", "all"), (True, False)):
+        keys = ("MODEL.TEXT_DECODER.CAPTION_QUERIES", queries, "MODEL.TEXT_DECODER.USE_CACHE", str(cache))
+        model = decide(build(*keys), [0, 12, 2, 12, 12, 4, 12])
+        read = []
+        model.captioner.register_forward_hook(lambda module, inputs, output, read=read: read.append(len(output)))
+        [record] = model.predict(make_batch([0]))
+        found[queries, cache] = [region.captions for region in record.regions]
+        assert len(found[queries, cache]) == 3
+        assert read[:1] == ([] if cache else [6 if queries == "all" else 3])  # the cache needs no whole sequence
+    assert len({str(texts) for texts in found.values()}) == 1
+    assert len(set(found["kept", True])) > 1
 
 
 def test_nothing_found_is_an_empty_record(build: Build, make_batch: MakeBatch):
