@@ -153,7 +153,7 @@ class ClassTexts:
         self.tokenizer, self.templates = tokenizer, tuple(templates)
         self._training_sentences: _Sentences | None = None
         self._embedded: dict[tuple[str, ...], _Embedded] = {}  # by names
-        self._probes: dict[tuple[str, ...], tuple[str | Tensor, ...]] = {}  # by names
+        self._probes: dict[tuple[str, ...], str] = {}  # by names
         self._weights: tuple[object, str] | None = None  # the state of the encoder's weights, and their digest
         self._table: tuple[Tensor, Tensor] | None = None  # embeddings and their means
 
@@ -191,7 +191,7 @@ class ClassTexts:
     def _embeddings(self, encoder: ClipTextEncoder, names: list[str]) -> Tensor:
         """Return (K + 1, templates, P) on the encoder's device, from memory, disk or the encoder."""
         device = encoder.token_embedding.weight.device
-        key = digest(self._weights_digest(encoder), device.type, *self._probe(names))
+        key = digest(self._weights_digest(encoder), device.type, self._probe(names))
         known = self._embedded.get(tuple(names))
         if known is None or known.key != key or known.rows.device != device:
             shape = (len(names), len(self.templates), encoder.projection.shape[1])
@@ -206,14 +206,15 @@ class ClassTexts:
             self._weights = state, digest(weights)
         return self._weights[1]
 
-    def _probe(self, names: list[str]) -> tuple[str | Tensor, ...]:
-        """Return what identifies the sentences: every name and every template once, as text and as tokens.
+    def _probe(self, names: list[str]) -> str:
+        """Return a digest of the sentences: of every name and every template once, as text and as tokens.
 
         Tokenizing all pairs would take as long as everything else that a warm start does.
         """
         if tuple(names) not in self._probes:
             texts = [*(f"{name}." for name in names), *(template.format(names[-1]) for template in self.templates)]
-            self._probes[tuple(names)] = (repr((names, self.templates, self.tokenizer.end_id)), self.tokenizer(texts))
+            sentences = repr((names, self.templates, self.tokenizer.end_id))
+            self._probes[tuple(names)] = digest(sentences, self.tokenizer(texts))
         return self._probes[tuple(names)]
 
     def _encode(self, encoder: ClipTextEncoder, names: list[str], batch_size: int = 512) -> Tensor:
