@@ -22,7 +22,8 @@ class RegionTargets:
         segment_ids: int64 (n,), the regions' values in ``id_map``.
         id_map: int32 (H, W); other values (void, padding, crowd) belong to no region.
         boxes_xyxy: float32 (n, 4), absolute pixels of the augmented image; zeros when the crop removed the region.
-        caption_tokens: int64 (n, T), start token, word pieces, end token, zero padding.
+        caption_tokens: int64 (n, T), start token, word pieces, end token, zero padding; always on the host, where a
+            model picks, counts and pads them before it moves them, so that it need not wait for a GPU to learn lengths.
         captions: n strings, the caption drawn for this epoch.
         seed: f(seed, epoch, sample index); randomness in a loss that must not depend on the batch starts here.
     """
@@ -43,8 +44,9 @@ class RegionTargets:
         return self.id_map[None] == self.segment_ids[:, None, None]
 
     def to(self, device: torch.device | str) -> RegionTargets:
-        """Move every tensor."""
-        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """Move every tensor but ``caption_tokens``."""
+        moved = _mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return dataclasses.replace(moved, caption_tokens=self.caption_tokens)
 
     def pin_memory(self) -> RegionTargets:
         """Pin every tensor, so that copies to a GPU need not wait."""
@@ -84,7 +86,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move every tensor, without waiting for the copies."""
+        """Move every tensor but the captions' tokens, without waiting for the copies."""
         return dataclasses.replace(
             self,
             images=[image.to(device, non_blocking=True) for image in self.images],

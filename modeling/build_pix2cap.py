@@ -83,11 +83,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
             max_instances=cfg.COCO.TEST.DETECTIONS_PER_IMAGE,
         ),
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
-        search=CaptionSearch(
-            max_length=model.TEXT_DECODER.MAX_STEPS,
-            beam_size=model.TEXT_DECODER.BEAM_SIZE,
-            rollouts=model.TEXT_DECODER.BEAM_SEARCH == "rollouts",
-        ),
+        search=_caption_search(model.TEXT_DECODER),
         auxiliary=_auxiliary(model, categories, tokenizer),
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
     )
@@ -182,6 +178,16 @@ def _captioner(cfg: Any) -> BertCaptioner:
         dropout=cfg.DROPOUT,
         init_std=cfg.INIT_STD,
         checkpoint=cfg.USE_ACT_CHECKPOINT,
+    )
+
+
+def _caption_search(cfg: Any) -> CaptionSearch:
+    return CaptionSearch(
+        max_length=cfg.MAX_STEPS,
+        beam_size=cfg.BEAM_SIZE,
+        rollouts=cfg.BEAM_SEARCH == "rollouts",
+        queries=cfg.CAPTION_QUERIES,
+        use_cache=cfg.USE_CACHE,
     )
 
 

@@ -31,9 +31,9 @@ from .losses.caption import CaptionTargets, caption_losses
 from .losses.criterion import Matches, SegmentTargets, SetCriterion
 from .losses.points import PointSource, SeededPoints
 from .losses.terms import LossTerm
-from .matching.hungarian import best_overlap
+from .matching.hungarian import Match, assign, best_overlap
 from .region_encoders.image_queries import ImageQueries, split_images
-from .region_encoders.query_decoder import DecodedQueries, QueryDecoder
+from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPrediction
 from .region_encoders.region_tokens import RegionTokens
 from .text_decoders.bert_captioner import BertCaptioner
 from .text_decoders.captions import Caption, CaptionSearch, write_captions
@@ -63,6 +63,17 @@ class TrainingOptions:
     caption_match: str = "iou"
     caption_gradient_scale: float = 1 / 3
     frozen_in_eval: bool = True
+
+    @property
+    def overlap_points(self) -> int:
+        """Prediction points, from the last, at which overlaps are needed."""
+        return self.caption_points if self.caption_weight and self.caption_match == "iou" else 0
+
+    @property
+    def matched_points(self) -> int:
+        """The same for the assignment."""
+        read = self.caption_points if self.caption_weight and self.caption_match == "hungarian" else 0
+        return max(self.mask_points, self.box_points, read)
 
 
 class Pix2Cap(nn.Module):
@@ -166,37 +177,58 @@ class Pix2Cap(nn.Module):
         points = points or SeededPoints([target.seed for target in batch.targets], images.device)
         class_texts = self.class_texts.sampled(self.lang_encoder, np.random.default_rng(step_seed))
         decoded, features = self.encode(images, class_texts)
+        predictions = decoded.points[::-1]
+        views = [split_images(point, decoded, features["res2"], self.num_objects) for point in predictions]
+        matches, overlaps = self._pair(predictions, views, targets, points)
         losses: dict[str, LossTerm] = {}
-        readings: list[CaptionTargets] = []
-        options, criterion, maps = self.options, self.criterion, decoded.mask_features
-        for layer, prediction in enumerate(reversed(decoded.points)):
-            matches = criterion.match(prediction, maps, targets, points, layer, self.num_objects)
+        options, maps = self.options, decoded.mask_features
+        for layer, (prediction, found) in enumerate(zip(predictions, matches, strict=False)):
             if layer < options.mask_points:
-                losses |= criterion.losses(prediction, maps, targets, matches, points, layer, self.num_objects)
+                losses |= self.criterion.losses(prediction, maps, targets, found, points, layer, self.num_objects)
             if layer < options.box_points:
-                losses |= criterion.box_terms(prediction, targets, matches, layer)
-            if options.caption_weight and layer < options.caption_points:
-                views = split_images(prediction, decoded, features["res2"], self.num_objects)
-                readings += self._caption_targets(views, batch, targets, matches, layer)
-        if readings:
+                losses |= self.criterion.box_terms(prediction, targets, found, layer)
+        if options.caption_weight:
+            queries = overlaps if options.caption_match == "iou" else matches
+            readings = self._caption_targets(views, batch, queries[: options.caption_points])
             pad_id, weight = self.tokenizer.pad_id, options.caption_weight
             losses |= caption_losses(self.captioner, readings, pad_id=pad_id, weight=weight)
         for name, head in self.auxiliary.items():
             losses[f"loss_{name}"] = LossTerm(head.loss(maps, batch.targets), head.counted, head.weight)
         return losses
 
+    @torch.no_grad()
+    def _pair(
+        self,
+        predictions: list[QueryPrediction],
+        views: list[list[ImageQueries]],
+        targets: SegmentTargets,
+        points: PointSource,
+    ) -> tuple[list[Matches], list[Matches]]:
+        """Return per prediction point and image who is matched with whom, and who overlaps each segment most.
+
+        Every point's masks are made once for both, and the host waits for the device once for all.
+        """
+        costs, overlaps, options = [], [], self.options
+        small = targets.shrunk(*views[0][0].mask_features.shape[-2:])
+        for layer in range(min(len(views), max(options.matched_points, options.overlap_points))):
+            masks = [image.masks() for image in views[layer]]
+            if layer < options.matched_points:
+                logits = predictions[layer].class_logits[:, : self.num_objects]
+                costs += self.criterion.match_costs(logits, masks, targets, points, layer)
+            if layer < options.overlap_points:
+                overlaps.append([Match.of_all(best_overlap(*pair)) for pair in zip(masks, small, strict=True)])
+        matches = assign(costs)
+        return [matches[start : start + len(small)] for start in range(0, len(costs), len(small))], overlaps
+
     def _caption_targets(
-        self, images: list[ImageQueries], batch: Batch, targets: SegmentTargets, matches: Matches, layer: int
+        self, views: list[list[ImageQueries]], batch: Batch, pairs: list[Matches]
     ) -> list[CaptionTargets]:
-        """Say which query of each image learns to say what at one prediction point."""
-        readings = []
-        for index, (image, target) in enumerate(zip(images, batch.targets, strict=True)):
-            queries, segments = matches[index]
-            if self.options.caption_match == "iou":
-                queries, segments = best_overlap(image.masks(), targets.masks[index]), torch.arange(len(target))
-            tokens = self._read_regions(image, queries)
-            readings.append(CaptionTargets(tokens, target.caption_tokens[segments], layer))
-        return readings
+        """Say which query of each image learns to say what, for every prediction point that has pairs."""
+        return [
+            CaptionTargets(self._read_regions(image, pair.queries), target.caption_tokens[pair.on_host], layer)
+            for layer, (images, matches) in enumerate(zip(views, pairs, strict=False))
+            for image, target, pair in zip(images, batch.targets, matches, strict=True)
+        ]
 
     def _read_regions(self, image: ImageQueries, queries: Tensor) -> Tensor:
         """Return what the captioner reads about some queries of one image, (R, M, region_dim)."""
@@ -242,6 +274,8 @@ class Pix2Cap(nn.Module):
 
     def _describe(self, images: list[ImageQueries], queries: list[list[int]]) -> list[dict[int, Caption]]:
         """Describe these queries of each image, all in one search; the class query has nothing to say."""
+        if self.search.queries == "all":
+            queries = [list(range(self.num_objects)) for _ in images]
         wanted = [[query for query in rows if query < self.num_objects] for rows in queries]
         tokens = [
             self._read_regions(image, torch.tensor(rows, dtype=torch.long, device=image.hidden.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+_cache = tempfile.TemporaryDirectory(prefix="locap-tests-")  # removed at the end
+os.environ["LOCAP_CACHE"] = _cache.name
 
 _spec = importlib.util.spec_from_file_location("locap_entry", ROOT / "entry.py")
 _entry = importlib.util.module_from_spec(_spec)

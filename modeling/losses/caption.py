@@ -6,11 +6,13 @@ Shapes: R regions, M region tokens, T words, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..text_decoders.bert_captioner import BertCaptioner
 from .terms import LossTerm
@@ -22,7 +24,7 @@ class CaptionTargets:
 
     Attributes:
         region_tokens: (R, M, region_dim).
-        words: int64 (R, T), start token first, padded.
+        words: int64 (R, T), start token first, padded; on the host.
         layer: the prediction point, counted from the last (0).
     """
 
@@ -31,36 +33,68 @@ class CaptionTargets:
     layer: int
 
 
-def smoothed_caption_loss(logits: Tensor, words: Tensor, *, smoothing: float = 0.1) -> Tensor:
-    """Sum over words of KL(smoothed target || prediction).
+class _SmoothedDivergence(torch.autograd.Function):
+    """KL(smoothed target || softmax(logits)) per word, in closed form: no target and no probabilities are stored.
 
-    The target gives the word 1 - smoothing and every other word smoothing / (V - 1). The divergence is computed in
-    closed form: a cross-entropy whose library smoothing is scaled to this target, plus the target's constant entropy.
+    With a = smoothing / (V - 1) and y the word, it is log sum exp(x) - a sum(x) - (1 - smoothing - a) x[y], less the
+    target's entropy; its gradient is softmax(x) less the target. A few rows at a time, so that they stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
+        others = logits.shape[-1] - 1
+        floor = smoothing / others
+        entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(floor) if smoothing else 0.0
+        partition = torch.empty(len(logits), device=logits.device)
+        losses = torch.empty_like(partition)
+        for x, word, total, loss in _in_pieces(logits, words, partition, losses):
+            x = x.float()
+            torch.logsumexp(x, -1, out=total)
+            chosen = x.gather(1, word[:, None])[:, 0]
+            loss.copy_(total - floor * x.sum(-1) - (1 - smoothing - floor) * chosen + entropy)
+        ctx.save_for_backward(logits, words, partition)
+        ctx.smoothing, ctx.floor = smoothing, floor
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, words, partition = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for x, word, total, factor, part in _in_pieces(logits, words, partition, grad, out):
+            slope = (x.float() - total[:, None]).exp_().sub_(ctx.floor)
+            peak = slope.new_full((len(word), 1), ctx.smoothing + ctx.floor - 1)
+            part.copy_(slope.scatter_add_(1, word[:, None], peak).mul_(factor[:, None]))
+        return out, None, None
+
+
+def _in_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split along the words: for the processor's cache, or to bound the float32 copies on a GPU."""
+    rows = 16 if logits.device.type == "cpu" else 1024
+    return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
+
+
+def smoothed_caption_loss(logits: Tensor, words: Tensor, *, smoothing: float = 0.1) -> Tensor:
+    """Return per word KL(smoothed target || prediction), computed in float32: (N,).
+
+    The target gives the word 1 - smoothing and every other word smoothing / (V - 1).
 
     Args:
         logits: (N, V).
         words: int64 (N,).
         smoothing: epsilon.
-
-    Returns:
-        A scalar, computed in float32.
     """
-    others = logits.shape[-1] - 1
-    cross_entropy = F.cross_entropy(
-        logits.float(), words, label_smoothing=smoothing * (others + 1) / others, reduction="sum"
-    )
-    entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(smoothing / others)
-    return cross_entropy + len(words) * entropy
+    return _SmoothedDivergence.apply(logits, words, smoothing)
 
 
 def caption_losses(
     captioner: BertCaptioner, readings: list[CaptionTargets], *, pad_id: int, weight: float
 ) -> dict[str, LossTerm]:
-    """Describe all regions in one call of the captioner.
+    """Describe all regions in one call of the captioner; only states that a word follows are mapped to the vocabulary.
 
     Args:
         captioner: writes the sentences.
-        readings: what it reads and should write; at least one.
+        readings: what it reads and should write; at least one, those of a layer one after another.
         pad_id: padding of the words; a region of padding alone has no caption.
         weight: factor of each loss.
 
@@ -68,20 +102,23 @@ def caption_losses(
         ``loss_densecaption_<layer>`` for each layer among the readings, a sum over words.
     """
     words = _stack_words([reading.words for reading in readings], pad_id)
-    layers = torch.cat([r.words.new_full((len(r.words),), r.layer) for r in readings])
-    states = captioner(torch.cat([reading.region_tokens for reading in readings]), words[:, :-1])
     spoken = words[:, 1:] != pad_id  # R T-1
-    logits, following = captioner.logits(states[spoken]), words[:, 1:][spoken]
-    layer_of_word = layers[:, None].expand_as(spoken)[spoken]
-    losses = {}
-    for layer in dict.fromkeys(reading.layer for reading in readings):
-        here = layer_of_word == layer
-        total = smoothed_caption_loss(logits[here], following[here])
-        losses[f"loss_densecaption_{layer}"] = LossTerm(total, "words", weight)
-    return losses
+    at, following = (torch.from_numpy(x) for x in (np.flatnonzero(spoken), words[:, 1:][spoken]))
+    tokens = torch.cat([reading.region_tokens for reading in readings])
+    read = torch.from_numpy(words[:, :-1])
+    read, at, following = (x.to(tokens.device, non_blocking=True) for x in (read, at, following))
+    states = captioner(tokens, read)
+    losses = smoothed_caption_loss(captioner.logits(states.flatten(0, 1)[at]), following)
+    layers = np.repeat([r.layer for r in readings], [len(r.words) for r in readings])
+    counts = {layer: int(spoken[layers == layer].sum()) for layer in dict.fromkeys(r.layer for r in readings)}
+    parts = zip(counts, losses.split(list(counts.values())), strict=True)
+    return {f"loss_densecaption_{layer}": LossTerm(part.sum(), "words", weight) for layer, part in parts}
 
 
-def _stack_words(rows: list[Tensor], pad_id: int) -> Tensor:
+def _stack_words(rows: list[Tensor], pad_id: int) -> np.ndarray:
     """Pad (n_i, T_i) word matrices to one (R, T); T is at least 2, so that something can be predicted."""
     length = max([2, *(words.shape[1] for words in rows)])
-    return torch.cat([F.pad(words, (0, length - words.shape[1]), value=pad_id) for words in rows])
+    padding = [((0, 0), (0, length - words.shape[1])) for words in rows]
+    return np.concatenate(
+        [np.pad(x.numpy(), room, constant_values=pad_id) for x, room in zip(rows, padding, strict=True)]
+    )

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ...datasets.batches import RegionTargets
 from ...utils.boxes import xyxy_to_cxcywh
-from ..matching.hungarian import MatchingCosts, assign
+from ..matching.hungarian import Match, MatchingCosts, shrink
 from ..region_encoders.query_decoder import QueryPrediction
 from .box import box_giou, box_l1
 from .mask import mask_bce, mask_dice
 from .points import PointSource, sample_points, uncertain_points
 from .terms import LossTerm
 
-Matches = list[tuple[Tensor, Tensor]]
+Matches = list[Match]  # one per image
 
 
 @dataclass(slots=True)
@@ -44,8 +44,12 @@ class SegmentTargets:
         masks = [
             F.pad(t.masks().float(), (0, width - t.id_map.shape[1], 0, height - t.id_map.shape[0])) for t in targets
         ]
-        boxes = [xyxy_to_cxcywh(t.boxes_xyxy) / scale.to(t.boxes_xyxy.device) for t in targets]
+        boxes = [xyxy_to_cxcywh(t.boxes_xyxy) / scale.to(t.boxes_xyxy.device, non_blocking=True) for t in targets]
         return cls([t.labels for t in targets], masks, boxes)
+
+    def shrunk(self, height: int, width: int) -> list[Tensor]:
+        """Return the masks at the size of predicted ones, float32 (n, height, width) per image."""
+        return [shrink(masks, height, width) for masks in self.masks]
 
     @property
     def counts(self) -> list[int]:
@@ -96,24 +100,28 @@ class SetCriterion:
         self.no_object_weight = no_object_weight
 
     @torch.no_grad()
-    def match(
-        self,
-        prediction: QueryPrediction,
-        mask_features: Tensor,
-        targets: SegmentTargets,
-        points: PointSource,
-        layer: int,
-        num_objects: int,
-    ) -> Matches:
-        """Assign object queries (the first ``num_objects``) to segments, image by image."""
+    def match_costs(
+        self, class_logits: Tensor, mask_logits: list[Tensor], targets: SegmentTargets, points: PointSource, layer: int
+    ) -> list[Tensor]:
+        """Return what it costs to give each object query each segment at prediction point ``layer``.
+
+        Args:
+            class_logits: (B, Q, K + 1).
+            mask_logits: per image (Q, h, w).
+            targets: ground truth.
+            points: where masks are compared.
+            layer: the prediction point.
+
+        Returns:
+            Per image float32 (Q, n), for `assign`.
+        """
         costs = []
         for image, (labels, masks) in enumerate(zip(targets.labels, targets.masks, strict=True)):
             at = points.shared(layer, image, self.num_points)[None]
-            logits = torch.einsum("qc,chw->qhw", prediction.mask_embed[image, :num_objects], mask_features[image])
-            sampled = sample_points(logits[None].float(), at)[0]
+            sampled = sample_points(mask_logits[image][None].float(), at)[0]
             truth = sample_points(masks[None], at)[0] if len(masks) else masks.new_zeros(0, self.num_points)
-            costs.append(self.costs(prediction.class_logits[image, :num_objects], sampled, labels, truth))
-        return assign(costs)
+            costs.append(self.costs(class_logits[image], sampled, labels, truth))
+        return costs
 
     def class_weight_count(self, targets: list[RegionTargets], num_objects: int) -> float:
         """Return the sum of class weights over all object queries of a batch."""
@@ -156,8 +164,8 @@ class SetCriterion:
         """Return the sum of weighted cross-entropies; class_logits: (B, Q, K + 1)."""
         no_object = class_logits.shape[-1] - 1
         wanted = torch.full(class_logits.shape[:2], no_object, dtype=torch.long, device=class_logits.device)
-        for image, (queries, segments) in enumerate(matches):
-            wanted[image, queries] = targets.labels[image][segments]
+        for image, match in enumerate(matches):
+            wanted[image, match.queries] = targets.labels[image][match.segments]
         weight = torch.ones(no_object + 1, device=class_logits.device)
         weight[no_object] = self.no_object_weight
         return F.cross_entropy(class_logits.float().transpose(1, 2), wanted, weight, reduction="sum")
@@ -174,16 +182,16 @@ class SetCriterion:
         """Return the matched masks' (cross-entropy, dice), each a sum over N masks of a mean over P points."""
         logits = torch.cat(
             [
-                torch.einsum("nc,chw->nhw", embed[queries], features)
-                for embed, features, (queries, _) in zip(
+                torch.einsum("nc,chw->nhw", embed[match.queries], features)
+                for embed, features, match in zip(
                     prediction.mask_embed.unbind(), mask_features.unbind(), matches, strict=True
                 )
             ]
         ).float()
-        masks = torch.cat([targets.masks[image][segments] for image, (_, segments) in enumerate(matches)])
+        masks = torch.cat([masks[match.segments] for masks, match in zip(targets.masks, matches, strict=True)])
         if not len(logits):
             return logits.sum(), logits.sum()
-        counts = [len(queries) for queries, _ in matches]
+        counts = [len(match.queries) for match in matches]
         at = uncertain_points(logits, counts, points, layer, num_points=self.num_points, **self.sampling)
         sampled = sample_points(logits[:, None], at)[:, 0]
         truth = sample_points(masks[:, None], at)[:, 0]
@@ -191,7 +199,7 @@ class SetCriterion:
 
     def box_losses(self, boxes: Tensor, targets: SegmentTargets, matches: Matches) -> tuple[Tensor, Tensor]:
         """Return the matched boxes' (L1, 1 - GIoU) sums; boxes: cxcywh (B, Q, 4)."""
-        predicted = [image[queries] for image, (queries, _) in zip(boxes.unbind(), matches, strict=True)]
-        wanted = torch.cat([targets.boxes_cxcywh[image][segments] for image, (_, segments) in enumerate(matches)])
-        predicted = torch.cat(predicted).float()
+        predicted = [image[match.queries] for image, match in zip(boxes.unbind(), matches, strict=True)]
+        wanted = [truth[match.segments] for truth, match in zip(targets.boxes_cxcywh, matches, strict=True)]
+        predicted, wanted = torch.cat(predicted).float(), torch.cat(wanted)
         return box_l1(predicted, wanted), box_giou(predicted, wanted)

@@ -26,6 +26,8 @@ class PointSource(Protocol):
 class SeededPoints:
     """Draws that depend on the image's own seed alone, so that batch, rank and order cannot change them.
 
+    They are drawn where they are wanted: a CPU and a GPU draw different points.
+
     Args:
         seeds: one per image, see `RegionTargets.seed`.
         device: where the points are wanted.
@@ -44,23 +46,44 @@ class SeededPoints:
         return torch.cat(draws)
 
     def _draw(self, image: int, stream: int, shape: tuple[int, ...]) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seeds[image] * 1_000_003 + stream) % 2**63)
-        return torch.rand(shape, generator=generator).to(self.device)
+        generator = torch.Generator(self.device).manual_seed((self.seeds[image] * 1_000_003 + stream) % 2**63)
+        return torch.rand(shape, generator=generator, device=self.device)
 
 
 class SequentialPoints:
-    """Draws from PyTorch's global generator in the order of the published code."""
+    """Draws from PyTorch's global generator, all at once, in the order in which the published code comes to need them.
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = device
+    Args:
+        device: where the points are wanted.
+        counts: matched segments per image.
+        num_layers: prediction points.
+        num_points, oversample_ratio, importance_ratio: see `uncertain_points`.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        *,
+        counts: Sequence[int],
+        num_layers: int,
+        num_points: int,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+    ) -> None:
+        candidates = int(num_points * oversample_ratio)
+        anywhere = num_points - int(importance_ratio * num_points)
+        self._shared, self._per_mask = [], []
+        for _ in range(num_layers):
+            self._shared.append([torch.rand(1, num_points, 2, device=device)[0] for _ in counts])
+            self._per_mask.append([torch.rand(sum(counts), n, 2, device=device) for n in (candidates, anywhere)])
 
     def shared(self, layer: int, image: int, num_points: int) -> Tensor:
         """See `PointSource`."""
-        return torch.rand(1, num_points, 2, device=self.device)[0]
+        return self._shared[layer][image]
 
     def per_mask(self, layer: int, purpose: int, counts: Sequence[int], num_points: int) -> Tensor:
         """See `PointSource`."""
-        return torch.rand(sum(counts), num_points, 2, device=self.device)
+        return self._per_mask[layer][purpose]
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ Shapes: Q queries, n targets of one image, P points, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -47,27 +49,55 @@ def _dice(x: Tensor, y: Tensor) -> Tensor:
     return 1 - (2 * p @ y.t() + 1) / (p.sum(-1, keepdim=True) + y.sum(-1) + 1)
 
 
-def assign(costs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Solve one assignment per image.
+class Match(NamedTuple):
+    """Who is matched with whom in one image; M pairs, M = min(Q, n).
+
+    Attributes:
+        queries: int64 (M,), ascending.
+        segments: int64 (M,), the targets of these queries.
+        on_host: ``segments`` in the host's memory, for what is picked there.
+    """
+
+    queries: Tensor
+    segments: Tensor
+    on_host: Tensor
+
+    @classmethod
+    def of_all(cls, queries: Tensor) -> Match:
+        """Return a pair for every segment, in their order; queries: int64 (n,), in any order."""
+        order = torch.arange(len(queries))
+        return cls(queries, torch.arange(len(queries), device=queries.device), order)
+
+
+def assign(costs: list[Tensor]) -> list[Match]:
+    """Solve independent assignments; a GPU is waited for once, whatever their number.
 
     Args:
-        costs: a (Q, n) matrix per image.
-
-    Returns:
-        Per image, the matched queries in ascending order and their targets, int64 (min(Q, n),) each.
+        costs: a (Q, n) matrix per image and prediction point, all on one device.
 
     Raises:
         NumericError: a cost is not finite.
     """
-    matches = []
-    for cost in costs:
-        matrix = cost.detach().cpu().numpy()
-        try:
-            pair = linear_sum_assignment(matrix)
-        except ValueError as err:
-            raise NumericError("The matching cost is not finite.", allowed="finite costs") from err
-        matches.append(tuple(torch.from_numpy(index).to(cost.device) for index in pair))
-    return matches
+    flat = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
+    parts = np.split(flat, np.cumsum([cost.numel() for cost in costs])[:-1])
+    try:
+        pairs = [linear_sum_assignment(part.reshape(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
+    except ValueError as err:
+        raise NumericError("The matching cost is not finite.", allowed="finite costs") from err
+    on_host = torch.from_numpy(np.concatenate([np.stack(pair) for pair in pairs], 1))  # 2 M...
+    on_device = on_host.to(costs[0].device, non_blocking=True)
+    sizes = [len(queries) for queries, _ in pairs]
+    return [
+        Match(*device, host) for *device, host in zip(*(x.split(sizes) for x in (*on_device, on_host[1])), strict=True)
+    ]
+
+
+def shrink(masks: Tensor, height: int, width: int) -> Tensor:
+    """Return target masks at a smaller size, bilinear and above zero: float (n, H, W) -> float (n, height, width)."""
+    if not len(masks):
+        return masks.new_zeros(0, height, width)
+    small = F.interpolate(masks[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    return (small > 0).float()
 
 
 @torch.no_grad()
@@ -79,12 +109,9 @@ def best_overlap(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (Q, h, w).
-        masks: float (n, H, W).
+        masks: float (n, h, w) of zeros and ones, see `shrink`.
     """
-    if not len(masks):
-        return torch.zeros(0, dtype=torch.long, device=masks.device)
-    small = F.interpolate(masks[None], size=mask_logits.shape[-2:], mode="bilinear", align_corners=False)[0]
-    wanted, found = (small > 0).flatten(1).float(), (mask_logits > 0).flatten(1).float()
+    wanted, found = masks.flatten(1), (mask_logits > 0).flatten(1).to(masks.dtype)
     shared = wanted @ found.t()  # n Q
     union = wanted.sum(1, keepdim=True) + found.sum(1) - shared
     return (shared / union).nan_to_num(nan=2.0).argmax(1)

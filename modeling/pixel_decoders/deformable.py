@@ -67,7 +67,7 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(tokens).unflatten(-1, (self.num_heads, -1))
         offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))  # B N H L K 2
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        sizes = torch.tensor([(w, h) for h, w in shapes], device=query.device, dtype=torch.float32)
+        sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(query.device, non_blocking=True)
         locations = reference[:, :, None, :, None] + offsets / sizes[:, None]
         return self.output_proj(ms_deform_attn(value, shapes, locations, weights.unflatten(-1, layout[1:])))
 

@@ -194,9 +194,10 @@ class QueryDecoder(nn.Module):
         """Return bool (Q, Q), True = blocked: objects do not see the class query, it sees only itself."""
         if not self.class_query:
             return None
-        blocked = torch.zeros(self.query_feat.num_embeddings, self.query_feat.num_embeddings, dtype=torch.bool)
+        size = self.query_feat.num_embeddings
+        blocked = torch.zeros(size, size, dtype=torch.bool, device=device)
         blocked[-1, :-1] = blocked[:-1, -1] = True
-        return blocked.to(device)
+        return blocked
 
 
 def _with_pooled_class_query(hidden: Tensor) -> Tensor:

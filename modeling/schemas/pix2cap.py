@@ -198,6 +198,10 @@ class TextDecoder:
         "+ with beams: the best first words continued greedily, as upstream, or a true beam search",
         choices=["rollouts", "beam"],
     )
+    CAPTION_QUERIES: str = key(
+        "kept", "+ describe what becomes a result, or all queries as upstream: same captions", choices=["kept", "all"]
+    )
+    USE_CACHE: bool = key(True, "+ false reads all words anew for each next one, as upstream: same captions, slow")
 
 
 @dataclass

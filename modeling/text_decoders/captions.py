@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from ...utils.tokenizers import CaptionTokenizer
-from .generation import StepDecoder, generate
+from .bert_captioner import BertCaptioner
+from .generation import Recomputed, generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,16 @@ class CaptionSearch:
         max_length: tokens, start token included.
         beam_size: 1 is greedy search.
         rollouts: with beams, continue each first word greedily, as GRiT and Pix2Cap; else a true beam search.
+        queries: describe only what becomes a result ("kept") or, as the published code, every object query ("all"). The
+            captions of the results are the same.
+        use_cache: keep the keys and values of what was read; without, everything is read anew for every word.
     """
 
     max_length: int = 40
     beam_size: int = 1
     rollouts: bool = True
+    queries: Literal["kept", "all"] = "kept"
+    use_cache: bool = True
 
 
 class Caption(NamedTuple):
@@ -34,11 +40,11 @@ class Caption(NamedTuple):
 
 
 def write_captions(
-    captioner: StepDecoder, region_tokens: Tensor, tokenizer: CaptionTokenizer, search: CaptionSearch
+    captioner: BertCaptioner, region_tokens: Tensor, tokenizer: CaptionTokenizer, search: CaptionSearch
 ) -> list[Caption]:
     """Return a caption per region; region_tokens: (R, M, region_dim)."""
     found = generate(
-        captioner,
+        captioner if search.use_cache else Recomputed(captioner),
         region_tokens,
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,

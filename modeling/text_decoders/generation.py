@@ -15,13 +15,54 @@ FORBIDDEN = -10000.0  # the published search overwrites a forbidden word's logit
 
 
 class StepDecoder(Protocol):
-    """What `generate` needs of a decoder."""
+    """What `generate` needs of a decoder; `Recomputed` makes one of any that reads whole sequences."""
 
     def prefill(self, region_tokens: Tensor, max_words: int) -> Any:
         """Return a cache with ``select(rows)``."""
 
     def step(self, words: Tensor, cache: Any) -> Tensor:
         """Return the next word's logits, float32 (R, V)."""
+
+
+class SequenceDecoder(Protocol):
+    """What `Recomputed` needs of a decoder."""
+
+    def __call__(self, region_tokens: Tensor, words: Tensor) -> Tensor:
+        """(R, M, region_dim), int64 (R, T) -> states (R, T, D)."""
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """Everything read so far."""
+
+    region_tokens: Tensor
+    words: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        self.region_tokens, self.words = self.region_tokens[rows], self.words[rows]
+
+
+class Recomputed:
+    """Reads the whole sequence anew for every word, and scores the vocabulary at every position, as the published code.
+
+    The result is that of the decoder's own cache, for many times the work: a reference to measure and to test against.
+    """
+
+    def __init__(self, decoder: SequenceDecoder) -> None:
+        self.decoder = decoder
+
+    def prefill(self, region_tokens: Tensor, max_words: int) -> _Prefix:
+        """See `StepDecoder`."""
+        words = torch.zeros(len(region_tokens), 0, dtype=torch.long, device=region_tokens.device)
+        return _Prefix(region_tokens, words)
+
+    def step(self, words: Tensor, cache: _Prefix) -> Tensor:
+        """See `StepDecoder`."""
+        cache.words = torch.cat((cache.words, words[:, None]), 1)
+        return self.decoder.logits(self.decoder(cache.region_tokens, cache.words))[:, -1].float()
 
 
 @dataclass(slots=True)
@@ -83,10 +124,10 @@ def _greedy(decoder: StepDecoder, cache: Any, start: Tensor, end_id: int, max_le
         tokens[rows, position] = words
         total[rows] += best
         count[rows] += 1
-        alive = words != end_id
-        if not bool(alive.any()):
+        alive = (words != end_id).nonzero()[:, 0]
+        if not len(alive):
             break
-        if not bool(alive.all()):
+        if len(alive) < len(rows):
             rows, words = rows[alive], words[alive]
             cache.select(alive)
     return GeneratedText(tokens[:, : position + 1], total / count)

@@ -1,17 +1,22 @@
 """The class names as text embeddings, the weights of the open-vocabulary classifier.
 
-Shapes: K classes, P width of the vision-language space.
+Shapes: K classes, N sentences, T tokens, P width of the vision-language space.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.cache import cached_tensor, digest
 from .clip_text import ClipTextEncoder
+
+_log = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 SUFFIXES = ("-other", "-merged", "-stuff")
@@ -102,8 +107,37 @@ CLIP_TEMPLATES = (
 )
 
 
+@dataclass(slots=True)
+class _Sentences:
+    """Tokens of some sentences on the host, int64 (N, T), and how many of each are read, (N,)."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: Tensor, end_id: int) -> _Sentences:
+        tokens = tokens.numpy()
+        return cls(tokens, (tokens == end_id).argmax(1) + 1)
+
+    def take(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """Return tokens of these sentences, cut after the longest one's end: the encoder reads nothing beyond."""
+        cut = np.ascontiguousarray(self.tokens[rows, : self.lengths[rows].max()])
+        return torch.from_numpy(cut).to(device, non_blocking=True)
+
+
+@dataclass(slots=True)
+class _Embedded:
+    """Every sentence's embedding, (K + 1, templates, P), and what it was made from."""
+
+    key: str
+    rows: Tensor
+
+
 class ClassTexts:
-    """Sentences about every class and the row "background", encoded on demand.
+    """Sentences about every class and the row "background", each encoded once for given weights.
+
+    The embeddings are kept in memory and on disk (`locap.utils.cache`), under a digest of the encoder's weights, the
+    sentences and the tokenizer, so the next run on the same weights need not encode anything.
 
     Args:
         names: K class names in the order of the class indices.
@@ -122,44 +156,95 @@ class ClassTexts:
     ) -> None:
         self.background_templates = background_templates
         self.names = [strip_suffixes(name) for name in (*names, BACKGROUND)]
+        self.training_names = [name.replace(",", "").replace("+", " ") for name in self.names]
         self.tokenizer, self.templates = tokenizer, tuple(templates)
-        self._training_tokens: Tensor | None = None  # K+1, templates, T
-        self._table: Tensor | None = None
+        self._training_sentences: _Sentences | None = None
+        self._embedded: dict[tuple[str, ...], _Embedded] = {}  # by names
+        self._probes: dict[tuple[str, ...], str] = {}  # by names
+        self._weights: tuple[object, str] | None = None  # the state of the encoder's weights, and their digest
+        self._table: tuple[Tensor, Tensor] | None = None  # embeddings and their means
 
     def sampled(self, encoder: ClipTextEncoder, rng: np.random.Generator) -> Tensor:
-        """Encode one random sentence per class, as in training: (K + 1, P)."""
-        tokens = self._tokens_for_training()
-        drawn = torch.from_numpy(rng.integers(len(self.templates), size=len(self.names)))
+        """Return the embedding of one random sentence per class, as in training: (K + 1, P).
+
+        An encoder that is not trained is looked up, not called, but for the first time.
+        """
+        drawn = rng.integers(len(self.templates), size=len(self.names))
         device = encoder.token_embedding.weight.device
-        return encoder(tokens[torch.arange(len(tokens)), drawn].to(device), self.tokenizer.end_id)
+        if encoder.is_frozen:
+            rows = self._embeddings(encoder, self.training_names)
+            classes = torch.arange(len(rows), device=device)
+            return rows[classes, torch.from_numpy(np.asarray(drawn)).to(device, non_blocking=True)]
+        self.forget()  # an optimiser step is to follow, and fused ones leave no trace in PyTorch's records
+        if self._training_sentences is None:
+            self._training_sentences = self._tokenize(self.training_names)
+        rows = np.arange(len(self.names)) * len(self.templates) + np.asarray(drawn)
+        return encoder(self._training_sentences.take(rows, device), self.tokenizer.end_id)
 
     @torch.no_grad()
-    def ensemble(self, encoder: ClipTextEncoder, batch_size: int = 512) -> Tensor:
-        """Encode every sentence and average per class, as in evaluation: (K + 1, P); kept until `forget`."""
-        device = encoder.token_embedding.weight.device
-        if self._table is None or self._table.device != device:
-            tokens = self.tokenizer(self._sentences(self.names)).to(device)
-            with torch.autocast(device.type, enabled=False):  # the table outlives the precision it was asked for in
-                rows = torch.cat([encoder(part, self.tokenizer.end_id) for part in tokens.split(batch_size)])
-            mean = rows.view(len(self.names), len(self.templates), -1).mean(1)
-            self._table = mean / mean.norm(dim=-1, keepdim=True)
-        return self._table
+    def ensemble(self, encoder: ClipTextEncoder) -> Tensor:
+        """Return the mean over every sentence of a class, of length one, as in evaluation: (K + 1, P)."""
+        rows = self._embeddings(encoder, self.names)
+        if self._table is None or self._table[0] is not rows:
+            mean = rows.mean(1)
+            self._table = rows, mean / mean.norm(dim=-1, keepdim=True)
+        return self._table[1]
 
     def forget(self) -> None:
-        """Drop the kept table: the encoder's weights have changed, or will."""
-        self._table = None
+        """Look at all of the encoder's weights before the next use, even if PyTorch recorded no write to them."""
+        self._weights = None
 
-    def _sentences(self, names: Sequence[str]) -> list[str]:
-        """Return one sentence per name and template, name by name."""
+    @torch.no_grad()
+    def _embeddings(self, encoder: ClipTextEncoder, names: list[str]) -> Tensor:
+        """Return (K + 1, templates, P) on the encoder's device, from memory, disk or the encoder."""
+        device = encoder.token_embedding.weight.device
+        key = digest(self._weights_digest(encoder), device.type, self._probe(names))
+        known = self._embedded.get(tuple(names))
+        if known is None or known.key != key or known.rows.device != device:
+            shape = (len(names), len(self.templates), encoder.projection.shape[1])
+            rows = cached_tensor("class_texts", key, shape, lambda: self._encode(encoder, names).view(shape))
+            known = self._embedded[tuple(names)] = _Embedded(key, rows.to(device))
+        return known.rows
+
+    def _weights_digest(self, encoder: ClipTextEncoder) -> str:
+        weights = encoder.sentence_weights()
+        state = [(weight.data_ptr(), weight._version) for weight in weights]  # cheap, and changed by almost any write
+        if self._weights is None or self._weights[0] != state:
+            self._weights = state, digest(weights)
+        return self._weights[1]
+
+    def _probe(self, names: list[str]) -> str:
+        """Return a digest of the sentences: of every name and every template once, as text and as tokens.
+
+        Tokenizing all pairs would take as long as everything else that a warm start does.
+        """
+        if tuple(names) not in self._probes:
+            texts = [*(f"{name}." for name in names), *(template.format(names[-1]) for template in self.templates)]
+            sentences = repr((names, self.templates, self.background_templates, self.tokenizer.end_id))
+            self._probes[tuple(names)] = digest(sentences, self.tokenizer(texts))
+        return self._probes[tuple(names)]
+
+    def _encode(self, encoder: ClipTextEncoder, names: list[str], batch_size: int = 512) -> Tensor:
+        """Encode every sentence about every name, the short ones first, so that few tokens are padding: (N, P)."""
+        sentences = self._tokenize(names)
+        device = encoder.token_embedding.weight.device
+        _log.info("encoding %d sentences about %d classes, once for these weights", len(sentences.tokens), len(names))
+        order = np.argsort(sentences.lengths, kind="stable")
+        with torch.autocast(device.type, enabled=False):  # what is kept outlives the precision it was asked for in
+            parts = [
+                encoder(sentences.take(order[start : start + batch_size], device), self.tokenizer.end_id)
+                for start in range(0, len(order), batch_size)
+            ]
+        rows = torch.cat(parts)
+        return torch.empty_like(rows).index_copy_(0, torch.from_numpy(order).to(device), rows)
+
+    def sentences(self, names: Sequence[str]) -> list[str]:
+        """Return one sentence per name and template, name by name; the background may have its bare name only."""
         alone = set() if self.background_templates else {BACKGROUND}
         return [(BARE[0] if name in alone else text).format(name) for name in names for text in self.templates]
 
-    def _tokens_for_training(self) -> Tensor:
-        if self._training_tokens is None:
-            names = [name.replace(",", "").replace("+", " ") for name in self.names]
-            tokens = self.tokenizer(self._sentences(names))
-            self._training_tokens = tokens.view(len(names), len(self.templates), -1)
-        return self._training_tokens
+    def _tokenize(self, names: list[str]) -> _Sentences:
+        return _Sentences.of(self.tokenizer(self.sentences(names)), self.tokenizer.end_id)
 
 
 def strip_suffixes(name: str) -> str:

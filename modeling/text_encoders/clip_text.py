@@ -68,18 +68,27 @@ class ClipTextEncoder(nn.Module):
         nn.init.trunc_normal_(self.positional_embedding, std=0.02)
         nn.init.trunc_normal_(self.projection, std=0.02)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no weight that an embedding depends on is trained."""
+        return not any(weight.requires_grad for weight in self.sentence_weights())
+
+    def sentence_weights(self) -> list[Tensor]:
+        """Return all weights that an embedding depends on."""
+        return [weight for weight in self.parameters() if weight is not self.logit_scale]
+
     def forward(self, tokens: Tensor, end_id: int) -> Tensor:
         """Embed sentences.
 
         Args:
-            tokens: int64 (N, T), each row holding ``end_id`` at its end and in its padding.
+            tokens: int64 (N, T), each row holding ``end_id`` at its end and in its padding. Columns beyond the last
+                end are computed and, attention being causal, never read: cut them off.
             end_id: the end token.
 
         Returns:
             (N, P), unit length.
         """
         end = (tokens == end_id).int().argmax(1)
-        tokens = tokens[:, : int(end.max()) + 1]  # causal: nothing right of the end token is ever read
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)

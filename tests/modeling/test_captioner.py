@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from locap.modeling.text_decoders.bert_captioner import BertCaptioner
-from locap.modeling.text_decoders.generation import GeneratedText, generate
+from locap.modeling.text_decoders.generation import GeneratedText, Recomputed, generate
 
 START, END, VOCAB = 1, 2, 23
 
@@ -69,6 +69,14 @@ def test_cached_greedy_equals_reading_everything_again(end_bias: float):
         assert score == pytest.approx(total / (len(words) - 1), abs=1e-4)
         lengths.add(len(words))
     assert end_bias == 0 or len(lengths) > 3  # the early stop was tried
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}, {"beam_size": 3, "rollouts": True}], ids=str)
+def test_reading_everything_anew_for_every_word_finds_the_same(options: dict):
+    captioner, tokens = make(end_bias=6.0), regions()
+    cached, anew = search(captioner, tokens, **options), search(Recomputed(captioner), tokens, **options)
+    assert torch.equal(cached.tokens, anew.tokens)
+    torch.testing.assert_close(cached.scores, anew.scores)
 
 
 def test_a_text_does_not_depend_on_the_other_regions():

@@ -12,7 +12,7 @@ from locap.modeling.losses.caption import smoothed_caption_loss
 from locap.modeling.losses.criterion import SegmentTargets, SegmentWeights, SetCriterion
 from locap.modeling.losses.mask import mask_bce, mask_dice
 from locap.modeling.losses.points import SeededPoints, SequentialPoints, sample_points, uncertain_points
-from locap.modeling.matching.hungarian import MatchingCosts
+from locap.modeling.matching.hungarian import Match, MatchingCosts
 
 
 def criterion(num_points: int = 32) -> SetCriterion:
@@ -28,7 +28,7 @@ def test_caption_loss_is_the_divergence_from_the_smoothed_target(vocab: int):
     logits, words = 3 * torch.randn(6, vocab), torch.randint(0, vocab, (6,))
     target = torch.full((6, vocab), 0.1 / (vocab - 1)).scatter(1, words[:, None], 0.9)
     expected = F.kl_div(logits.log_softmax(-1), target, reduction="sum")
-    torch.testing.assert_close(smoothed_caption_loss(logits, words), expected, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(smoothed_caption_loss(logits, words).sum(), expected, rtol=2e-6, atol=1e-6)
 
 
 def test_caption_loss_vanishes_at_the_target_and_without_words():
@@ -36,7 +36,7 @@ def test_caption_loss_vanishes_at_the_target_and_without_words():
     target[0, 2] = 0.9
     assert smoothed_caption_loss(target.log(), torch.tensor([2])).item() == pytest.approx(0, abs=1e-6)
     none = torch.zeros(0, 4, requires_grad=True)
-    loss = smoothed_caption_loss(none, torch.zeros(0, dtype=torch.long))
+    loss = smoothed_caption_loss(none, torch.zeros(0, dtype=torch.long)).sum()
     loss.backward()
     assert loss.item() == 0
 
@@ -53,8 +53,8 @@ def test_class_loss_over_its_count_is_a_weighted_mean(make_batch):
     batch: Batch = make_batch([3, 0, 9])
     targets = SegmentTargets.from_regions(batch.targets, 64, 64)
     logits = torch.randn(3, 6, 13)
-    matches = [(torch.tensor([0, 2, 5]), torch.tensor([1, 0, 2])), (torch.zeros(0).long(), torch.zeros(0).long())]
-    matches.append((torch.arange(6), torch.tensor([8, 1, 2, 3, 4, 0])))  # more segments than queries
+    pairs = [([0, 2, 5], [1, 0, 2]), ([], []), (range(6), [8, 1, 2, 3, 4, 0])]  # at last more segments than queries
+    matches = [Match(*(torch.tensor(list(x), dtype=torch.int64) for x in (*pair, pair[1]))) for pair in pairs]
     wanted = torch.full((3, 6), 12)
     wanted[0, [0, 2, 5]] = targets.labels[0][[1, 0, 2]]
     wanted[2] = targets.labels[2][[8, 1, 2, 3, 4, 0]]
@@ -116,12 +116,15 @@ def test_seeded_points_differ_by_layer_purpose_and_image():
 
 
 def test_sequential_points_follow_the_global_generator():
+    """Per layer: each image's shared points, then all masks' candidates, then all masks' points anywhere."""
     torch.manual_seed(4)
-    points = SequentialPoints("cpu")
-    found = points.shared(0, 0, 5), points.per_mask(0, 0, [1, 2], 4)
+    points = SequentialPoints("cpu", counts=[1, 2], num_layers=2, num_points=8)
     torch.manual_seed(4)
-    assert torch.equal(found[0], torch.rand(1, 5, 2)[0])
-    assert torch.equal(found[1], torch.rand(3, 4, 2))
+    for layer in range(2):
+        for image in range(2):
+            assert torch.equal(points.shared(layer, image, 8), torch.rand(1, 8, 2)[0])
+        assert torch.equal(points.per_mask(layer, 0, [1, 2], 24), torch.rand(3, 24, 2))
+        assert torch.equal(points.per_mask(layer, 1, [1, 2], 2), torch.rand(3, 2, 2))
 
 
 def test_three_quarters_of_the_points_are_the_least_certain_candidates():

@@ -1,0 +1,43 @@
+"""What is kept on disk: where, for how long, under which key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from locap.utils.cache import KEPT_FILES, cache_folder, cached_tensor, digest
+
+
+def test_users_can_move_the_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/big")
+    monkeypatch.setenv("LOCAP_CACHE", "~/mine")
+    assert cache_folder() == Path("/home/me/mine")
+    monkeypatch.delenv("LOCAP_CACHE")
+    assert cache_folder() == Path("/big/locap")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path("/home/me/.cache/locap")
+
+
+def test_the_digest_depends_on_every_value_type_and_shape():
+    x = torch.arange(6.0)
+    parts = [(x,), (x.view(2, 3),), (x.double(),), (x.bfloat16(),), (x[:3], x[3:]), ("ab", "c"), ("a", "bc"), ()]
+    parts += [(torch.tensor(1.0),), (x.view(2, 3).t(),)]
+    assert len({digest(*part) for part in parts}) == len(parts)
+    assert digest([x, x]) == digest(x.clone(), x)
+
+
+def test_only_the_newest_files_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("LOCAP_CACHE", str(tmp_path))
+    for index in range(KEPT_FILES + 2):
+        cached_tensor("kind", f"key{index}", (1,), lambda i=index: torch.tensor([i]))
+        for age, path in enumerate(sorted(tmp_path.rglob("*.safetensors"), key=lambda p: p.stat().st_mtime)):
+            os.utime(path, (age + 1, age + 1))
+        cached_tensor("kind", "key0", (1,), lambda: torch.tensor([-1]))  # used: it stays young
+    names = {path.stem for path in tmp_path.rglob("*.safetensors")}
+    assert len(names) == KEPT_FILES
+    assert {"key0", f"key{KEPT_FILES + 1}"} <= names
+    assert cached_tensor("kind", "key0", (1,), lambda: torch.tensor([-1])).tolist() == [0]

@@ -1,0 +1,104 @@
+"""What was computed once and can be computed again: tensors in a folder that users may move or empty at any time.
+
+The folder is ``$LOCAP_CACHE``, else ``$XDG_CACHE_HOME/locap``, else ``~/.cache/locap``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import LocapError
+from .files import atomic_path
+from .untrusted import load_tensors, shown
+
+KEPT_FILES = 8  # per kind; the ones used least recently leave
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return the folder, which need not exist."""
+    if own := os.environ.get("LOCAP_CACHE"):
+        return Path(own).expanduser()
+    common = os.environ.get("XDG_CACHE_HOME")
+    return (Path(common) if common else Path.home() / ".cache") / "locap"
+
+
+def digest(*parts: str | Tensor | Iterable[Tensor]) -> str:
+    """Return the SHA-256 of texts and of tensors' types, shapes and bytes."""
+    found = hashlib.sha256()
+    for part in parts:
+        for piece in [part] if isinstance(part, (str, Tensor)) else part:
+            if isinstance(piece, str):
+                found.update(f"{len(piece)} {piece}".encode("utf-8", "replace"))
+            else:
+                found.update(f"{piece.dtype} {tuple(piece.shape)}".encode())
+                found.update(_bytes(piece))
+    return found.hexdigest()
+
+
+def cached_tensor(kind: str, key: str, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+    """Return the stored tensor, or compute and store it.
+
+    Several processes may do this at once: a file appears whole or not at all. A file that cannot be read, is damaged or
+    cannot be written costs a line in the log and the time to compute, nothing else.
+
+    Args:
+        kind: subfolder.
+        key: a `digest` of everything that the tensor depends on.
+        shape: its shape.
+        compute: makes it.
+
+    Returns:
+        The tensor, on the CPU when it was stored.
+    """
+    path = cache_folder() / kind / f"{key[:40]}.safetensors"
+    if (stored := _read(path, shape)) is not None:
+        return stored
+    value = compute()
+    _write(path, value)
+    return value
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    try:
+        if not path.is_file():
+            return None
+        stored = load_tensors(path)
+        value = stored["value"]
+        if tuple(value.shape) != shape or digest(value) != _text(stored["sha256"]):
+            raise ValueError("its content is not what was written")
+        os.utime(path)
+    except (LocapError, OSError, KeyError, TypeError, ValueError, AttributeError) as err:
+        reason = err.what if isinstance(err, LocapError) else str(err)
+        _log.warning("the cache file %s is of no use and is made anew: %s", shown(path), reason.splitlines()[0])
+        return None
+    return value
+
+
+def _write(path: Path, value: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    value = value.detach().cpu().contiguous()
+    try:
+        with atomic_path(path) as temporary:
+            save_file({"value": value, "sha256": torch.tensor(list(digest(value).encode()))}, temporary)
+        by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in by_age[KEPT_FILES:]:
+            old.unlink(missing_ok=True)
+    except OSError as err:
+        _log.warning("nothing is cached in %s: %s", shown(path.parent), err)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _text(codes: Tensor) -> str:
+    return bytes(codes.tolist()).decode("ascii")
