@@ -28,6 +28,7 @@ from .losses.criterion import Matches, SegmentTargets, SetCriterion
 from .losses.points import PointSource, SeededPoints
 from .losses.terms import LossTerm
 from .matching.hungarian import best_overlap
+from .pix2cap_layouts import PIX2CAP_LAYOUTS
 from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPrediction
 from .region_encoders.region_tokens import RegionTokens
 from .text_decoders.bert_captioner import BertCaptioner
@@ -91,7 +92,12 @@ class Pix2Cap(nn.Module):
         semantic_head: dense auxiliary classifier, or None.
         class_query_in_panoptic: let the class query (last row) claim pixels, without a caption, as X-Decoder does.
         beam_size, max_words: of the caption search.
+
+    Attributes:
+        layouts: what weights of other code bases load into it.
     """
+
+    layouts = PIX2CAP_LAYOUTS
 
     def __init__(
         self,
