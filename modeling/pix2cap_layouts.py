@@ -150,7 +150,7 @@ def _original(name: str, marks: tuple[str, ...], pixel_decoder: tuple[Row, ...])
         inert=(CAPTION_QUERIES, CAPTION_POSITIONS, SELF_ATTENTION_MASK, CLASS_WEIGHTS),
         ignored=("backbone_proj",),  # X-Decoder's image-text retrieval
         tied=_tied(root),
-        advice="an X-Decoder file lacks the captioner; python entry.py combine adds GRiT's, to start training from",
+        advice={"captioner.": "an X-Decoder file lacks the captioner: python entry.py combine adds GRiT's"},
     )
 
 
@@ -164,7 +164,7 @@ GRIT = Layout(
     KeyTable(_captioner("roi_heads.text_decoder.")),
     ignored=("backbone.", "proposal_generator.", "roi_heads."),  # its detector
     tied=_tied("roi_heads.text_decoder."),
-    advice="a GRiT file has a captioner alone; python entry.py combine adds it to X-Decoder's weights",
+    advice={"backbone.": "a GRiT file has a captioner alone: python entry.py combine adds it to X-Decoder's weights"},
 )
 PIX2CAP_LAYOUTS = (DEFORMABLE, FPN, GRIT)
 

@@ -68,7 +68,7 @@ class Layout:
         inert: their names of tensors that nothing reads.
         ignored: beginnings of their names of parts that our system does not have.
         tied: their name -> their other name for the same tensor; we keep one of them.
-        advice: what to do when a file of this layout lacks tensors.
+        advice: beginning of our names -> what to do when a file of this layout lacks such tensors.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Layout:
     inert: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
-    advice: str | None = None
+    advice: Mapping[str, str] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
         """Return whether a name of theirs is one that the layout has a place for."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...utils import untrusted
 from ...utils.errors import CheckpointError
 from .adapter import to_ours
+from .key_table import Layout
 
 _SHOWN = 6
 _log = logging.getLogger(__name__)
@@ -79,15 +80,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
         report.layout, report.ignored, report.inert = found.layout.name, found.ignored, list(found.inert)
     intolerable = [name for name in report.missing if not name.startswith(tuple(allow_missing))]
     if not report.loaded or report.misshapen or report.unexpected or intolerable:
-        advice = found.layout.advice if found.layout is not None and intolerable else None
-        raise CheckpointError(
-            "The weights do not fit the model.",
-            where=str(file),
-            value=str(report),
-            allowed="every tensor of the model, in its shape, and no other",
-            fix="give the configuration that the weights were trained with (config.yaml of their run)"
-            + (f"; {advice}" if advice else ""),
-        )
+        raise _misfit(file, report, intolerable, found.layout)
     _refuse_bad_values(fitting, file)
     model.load_state_dict(fitting, strict=False)
     if report.missing:
@@ -95,6 +88,19 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
     else:
         _log.info("weights %s: %s", file, report)
     return report
+
+
+def _misfit(file: Path, report: LoadReport, missing: Sequence[str], layout: Layout | None) -> CheckpointError:
+    fixes = ["give the configuration that the weights were trained with (config.yaml of their run)"]
+    if layout is not None:
+        fixes += [text for part, text in layout.advice.items() if any(name.startswith(part) for name in missing)]
+    return CheckpointError(
+        "The weights do not fit the model.",
+        where=str(file),
+        value=str(report),
+        allowed="every tensor of the model, in its shape, and no other",
+        fix="; ".join(fixes),
+    )
 
 
 def find_weights(path: Path) -> Path:
