@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.records import Category
 from ..utils.errors import UsageError
@@ -19,6 +19,7 @@ from .layers.images import ImageBatch
 from .losses.criterion import SegmentWeights, SetCriterion
 from .matching.hungarian import MatchingCosts
 from .pix2cap import Pix2Cap, TrainingOptions
+from .pix2cap_layouts import to_original
 from .pixel_decoders.deformable import DeformablePixelDecoder
 from .pixel_decoders.fpn import TransformerFPN
 from .region_encoders.query_decoder import QueryDecoder
@@ -29,6 +30,10 @@ from .text_encoders.class_texts import BARE, CLIP_TEMPLATES, ClassTexts
 from .text_encoders.clip_text import ClipTextEncoder
 
 FROZEX_TRAINED = ("captioner.", "region_proj.", "region_tokens.", "decoder.classifier.")
+STARTS_FRESH = (  # X-Decoder and GRiT have none of these, nor have original files the optional aids
+    *("region_proj.", "decoder.box_embed."),
+    *("region_tokens.", "semantic_head.", "decoder.pooled_proj.", "decoder.geometry_proj."),
+)
 MASK_HEAD_TRAINED = ("decoder.cross_attention.", "decoder.self_attention.", "decoder.ffn.", "decoder.mask_embed.")
 
 
@@ -89,6 +94,15 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
     )
     _freeze(system, cfg)
     return system.train()
+
+
+def original_pix2cap(
+    cfg: Any, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return a configured system's weights in the layout of the original Pix2Cap; see `to_original`."""
+    model = cfg.MODEL
+    weights = {"num_classes": model.ENCODER.NUM_CLASSES, "no_object_weight": model.DECODER.NO_OBJECT_WEIGHT}
+    return to_original(tensors, like=like, **weights)
 
 
 def build_backbone(cfg: Any) -> nn.Module:

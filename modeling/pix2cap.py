@@ -32,6 +32,7 @@ from .losses.criterion import Matches, SegmentTargets, SetCriterion
 from .losses.points import PointSource, SeededPoints
 from .losses.terms import LossTerm
 from .matching.hungarian import Match, assign, best_overlap
+from .pix2cap_layouts import PIX2CAP_LAYOUTS
 from .region_encoders.image_queries import ImageQueries, split_images
 from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPrediction
 from .region_encoders.region_tokens import RegionTokens
@@ -91,7 +92,12 @@ class Pix2Cap(nn.Module):
         class_query_in_panoptic: let the class query (last row) become segments and instances, without a caption, and
             add to the semantic scores, as X-Decoder does.
         search: how captions are looked for.
+
+    Attributes:
+        layouts: what weights of other code bases load into it.
     """
+
+    layouts = PIX2CAP_LAYOUTS
 
     def __init__(
         self,
