@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from locap.datasets.batches import Batch
 from locap.modeling.losses.box import box_giou, box_l1
@@ -39,6 +40,37 @@ def test_caption_loss_vanishes_at_the_target_and_without_words():
     loss = smoothed_caption_loss(none, torch.zeros(0, dtype=torch.long)).sum()
     loss.backward()
     assert loss.item() == 0
+
+
+def test_caption_gradient_is_that_of_the_dense_divergence():
+    torch.manual_seed(0)
+    words, factors = torch.randint(0, 50, (40,)), torch.rand(40)  # more rows than are worked on at once
+    logits = (3 * torch.randn(40, 50)).requires_grad_()
+    target = torch.full((40, 50), 0.1 / 49).scatter(1, words[:, None], 0.9)
+    dense = F.kl_div(logits.log_softmax(-1), target, reduction="none").sum(1)
+    [expected] = torch.autograd.grad(dense @ factors, logits)
+    [found] = torch.autograd.grad(smoothed_caption_loss(logits, words) @ factors, logits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_caption_loss_allocates_nothing_as_large_as_the_logits_but_their_gradient(dtype: torch.dtype):
+    logits, words = torch.randn(400, 50).to(dtype).requires_grad_(), torch.randint(0, 50, (400,))
+    large: set[int] = set()
+
+    class Large(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= logits.nbytes:
+                large.add(out.data_ptr() if out.numel() == logits.numel() else 0)
+            return out
+
+    with Large():
+        loss = smoothed_caption_loss(logits, words).sum()
+        before = set(large)
+        loss.backward()
+    assert len(large - {0, logits.data_ptr()}) == 1
+    assert not before - {0, logits.data_ptr()}
 
 
 def test_caption_loss_is_computed_in_float32():
