@@ -87,5 +87,5 @@ def _rows() -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
+# X-Decoder's names and ours, below "backbone."; {} is an index, * is weight or bias
 ORIGINAL_NAMES = _rows()
-"""X-Decoder's names and ours below ``backbone.``; ``{}`` is an index, ``*`` is weight or bias."""

@@ -106,6 +106,7 @@ def _to_width(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(in_dim, out_dim, 1), nn.GroupNorm(1, out_dim), nn.GELU()
 
 
+# SEEM's names (SAM's own but for the neck) and ours, below "backbone."; {} is an index, * is weight or bias
 ORIGINAL_NAMES = (
     ("pos_embed", "pos_embed"),
     ("patch_embed.proj.*", "patch_embed.proj.*"),
@@ -117,4 +118,3 @@ ORIGINAL_NAMES = (
     ("blocks.{}.mlp.lin{}.*", "blocks.{}.mlp.fc{}.*"),
     *((f"neck.down_{stride}.{{}}.*", f"neck.res{i + 2}.{{}}.*") for i, stride in enumerate((4, 8, 16, 32))),
 )
-"""SEEM's names (SAM's own but for the neck) and ours below ``backbone.``; see `davit.ORIGINAL_NAMES`."""
