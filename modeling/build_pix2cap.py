@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..datasets.records import Category
 from ..utils.errors import UsageError
 from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
+from .backbones.davit import DaViT
 from .backbones.focal import FocalNet
+from .backbones.sam_vit import SIZES, SamViT
 from .backbones.timm_backbone import TimmBackbone
 from .heads.dense import DenseHead, SemanticHead, WordHead
 from .heads.panoptic import PanopticThresholds
@@ -109,6 +111,18 @@ def build_backbone(cfg: Any) -> nn.Module:
     """Return the image encoder that MODEL.BACKBONE names."""
     if cfg.NAME.startswith("timm:"):
         return TimmBackbone(cfg.NAME.removeprefix("timm:"), pretrained=cfg.LOAD_PRETRAINED)
+    if cfg.NAME == "vit":
+        dim, depth, num_heads = SIZES[cfg.VIT.SIZE]
+        return SamViT(dim=dim, depth=depth, num_heads=num_heads)
+    if cfg.NAME == "davit":
+        return DaViT(
+            dims=cfg.DAVIT.DIM_EMBED,
+            depths=cfg.DAVIT.DEPTHS,
+            num_heads=cfg.DAVIT.NUM_HEADS,
+            window=cfg.DAVIT.WINDOW_SIZE,
+            down_kernel=cfg.DAVIT.PATCH_SIZE[-1],
+            drop_path=cfg.DAVIT.DROP_PATH_RATE,
+        )
     focal = cfg.FOCAL
     return FocalNet(
         embed_dim=focal.EMBED_DIM,
