@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -33,3 +34,12 @@ def shared() -> Path:
 def coco_mini(shared: Path) -> Path:
     """13 real COCO images annotated in every format."""
     return shared / "data" / "coco_mini"
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_pytest():
+    """Commands set up logging once per process; undo it, so that every test sees its own messages."""
+    yield
+    logger = logging.getLogger("locap")
+    logger.handlers.clear()
+    logger.propagate = True
