@@ -150,7 +150,10 @@ def _original(name: str, marks: tuple[str, ...], pixel_decoder: tuple[Row, ...])
         inert=(CAPTION_QUERIES, CAPTION_POSITIONS, SELF_ATTENTION_MASK, CLASS_WEIGHTS),
         ignored=("backbone_proj",),  # X-Decoder's image-text retrieval
         tied=_tied(root),
-        advice={"captioner.": "an X-Decoder file lacks the captioner: python entry.py combine adds GRiT's"},
+        advice={
+            "captioner.": "an X-Decoder file lacks the captioner: python entry.py combine adds GRiT's",
+            "region_proj.": "a combination of X-Decoder and GRiT has to be trained first: entry.py train, WEIGHT True",
+        },
     )
 
 

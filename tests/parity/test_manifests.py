@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -113,13 +112,15 @@ def test_a_name_belongs_to_one_row(overrides, make_config):
 
 def test_no_row_is_dead(make_config):
     """Together the variants use every row."""
-    used: Counter[tuple[str, str]] = Counter()
+    names = {}
     for overrides in VARIANTS.values():
-        names = original_names(make_config(*overrides))
-        for row in detect(names, PIX2CAP_LAYOUTS).table.rows:
+        found = original_names(make_config(*overrides))
+        names.setdefault(detect(found, PIX2CAP_LAYOUTS).name, set()).update(found)
+    for layout in (FPN, DEFORMABLE):
+        for row in layout.table.rows:
             table = KeyTable([row])
-            used[row] += not used[row] and any(table.ours(name) for name in names)
-    assert [row for layout in (FPN, DEFORMABLE) for row in layout.table.rows if not used[row]] == []
+            elsewhere = row in FPN.table.rows and row in DEFORMABLE.table.rows  # of focal_dw, for one
+            assert any(map(table.ours, set().union(*names.values()) if elsewhere else names[layout.name])), row
 
 
 def test_grits_captioner_has_the_rows_of_the_originals():

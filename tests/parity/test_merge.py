@@ -93,6 +93,7 @@ def test_evaluation_does_not(merged, make_config):
     with pytest.raises(CheckpointError, match="do not fit the model") as caught:
         build_trained(make_config("RESUME_FROM", str(merged)), COCO_PANOPTIC)
     assert "8 missing: decoder.box_embed (6), region_proj (2)" in caught.value.value
+    assert "has to be trained first" in caught.value.fix
 
 
 def test_training_does_not_start_without_a_captioner(folder, make_model):

@@ -171,9 +171,7 @@ def test_training_step(original, monkeypatch):
     torch.manual_seed(5)
     counts, criterion = list(map(len, batch.targets)), model.criterion
     layers = len(model.decoder.ffn) + 1
-    losses = model(
-        batch, 5, SequentialPoints("cpu", counts=counts, num_layers=layers, num_points=criterion.num_points)
-    )
+    losses = model(batch, 5, SequentialPoints("cpu", counts=counts, num_layers=layers, num_points=criterion.num_points))
     counts = model.counts(batch)
     weighted = {name: term.weight * term.total / max(counts[term.counted], 1) for name, term in losses.items()}
     assert {name: loss.item() for name, loss in weighted.items()} == pytest.approx(
