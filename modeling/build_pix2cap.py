@@ -34,7 +34,7 @@ from .text_encoders.clip_text import ClipTextEncoder
 FROZEX_TRAINED = ("captioner.", "region_proj.", "region_tokens.", "decoder.classifier.")
 STARTS_FRESH = (  # X-Decoder and GRiT have none of these, nor have original files the optional aids
     *("region_proj.", "decoder.box_embed."),
-    *("region_tokens.", "semantic_head.", "decoder.pooled_proj.", "decoder.geometry_proj."),
+    *("region_tokens.", "auxiliary.", "decoder.pooled_proj.", "decoder.geometry_proj."),
 )
 MASK_HEAD_TRAINED = ("decoder.cross_attention.", "decoder.self_attention.", "decoder.ffn.", "decoder.mask_embed.")
 

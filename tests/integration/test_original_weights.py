@@ -15,7 +15,14 @@ from locap.trainer.checkpoint import model_tensors
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 WITHOUT_AIDS = (
     *("MODEL.DECODER.QUERY_POSITION", "learned", "MODEL.DECODER.MASK_POOLED_QUERIES", "false"),
-    *("MODEL.DECODER.SEMANTIC_AUX_WEIGHT", "0", "MODEL.DECODER.CAPTION_TOKENS", "[query, global]"),
+    *(
+        "MODEL.DECODER.SEMANTIC_AUX_WEIGHT",
+        "0",
+        "MODEL.DECODER.WORDS_AUX_WEIGHT",
+        "0",
+        "MODEL.DECODER.CAPTION_TOKENS",
+        "[query, global]",
+    ),
     *("SOLVER.MAX_STEPS", "2", "SHAPES.NUM_TRAIN", "2", "PROTOCOLS", "[panoptic]"),
 )
 

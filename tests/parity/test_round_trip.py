@@ -218,9 +218,9 @@ def test_the_command_writes_what_the_original_reads(tiny, export, tmp_path, name
 
 def test_the_command_refuses_like_any_other(tiny, export, tmp_path):
     ours = model_tensors(tiny.model)
-    code, message = export(ours | {"semantic_head.proj.weight": torch.zeros(1)}, "--output", tmp_path / "out.pt")
+    code, message = export(ours | {"auxiliary.semantic.proj.weight": torch.zeros(1)}, "--output", tmp_path / "out.pt")
     assert code == 4
-    assert "semantic_head.proj.weight" in message
+    assert "auxiliary.semantic.proj.weight" in message
     code, message = export(ours, "--output", tmp_path / "out.onnx")
     assert code == 4
     assert ".safetensors, .pt, .pth" in message
