@@ -51,7 +51,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
     backbone = build_backbone(model.BACKBONE)
     class_tokenizer = TextTokenizer.from_pretrained(model.TEXT.PRETRAINED_TOKENIZER, model.TEXT.CONTEXT_LENGTH)
     templates = CLIP_TEMPLATES if model.TEXT.PROMPT_TEMPLATES == "clip" else BARE
-    options = _training_options(decoder_cfg)
+    options = _training_options(model)
     system = Pix2Cap(
         categories=categories,
         images=ImageBatch(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, decoder_cfg.SIZE_DIVISIBILITY),
@@ -66,7 +66,12 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
             fine_dims=(model.ENCODER.MASK_DIM, backbone.channels["res2"]),
         ),
         region_dim=model.TEXT_DECODER.OBJECT_FEATURE_SIZE,
-        class_texts=ClassTexts([category.name for category in categories], class_tokenizer, templates),
+        class_texts=ClassTexts(
+            [category.name for category in categories],
+            class_tokenizer,
+            templates,
+            background_templates=model.TEXT.BACKGROUND_TEMPLATES,
+        ),
         tokenizer=tokenizer,
         criterion=_criterion(decoder_cfg),
         options=options,
@@ -83,7 +88,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
     )
     _freeze(system, cfg)
-    return system
+    return system.train()
 
 
 def build_backbone(cfg: Any) -> nn.Module:
@@ -106,6 +111,7 @@ def build_backbone(cfg: Any) -> nn.Module:
         modulation_post_norm=focal.USE_POSTLN_IN_MODULATION,
         layer_scale=focal.USE_LAYERSCALE,
         depthwise=cfg.NAME == "focal_dw",
+        checkpoint=focal.USE_CHECKPOINT,
     )
 
 
@@ -116,11 +122,16 @@ def _pixel_decoder(model: Any, channels: dict[str, int]) -> nn.Module:
         "num_layers": model.ENCODER.TRANSFORMER_ENC_LAYERS,
         "num_heads": model.DECODER.NHEADS,
         "dropout": model.DECODER.DROPOUT,
+        "norm": model.ENCODER.NORM == "GN",
     }
     if model.ENCODER.NAME == "transformer_encoder_deform":
         return DeformablePixelDecoder(channels, **common)
     return TransformerFPN(
-        channels, ffn_dim=model.DECODER.DIM_FEEDFORWARD, memory_strides=model.ENCODER.MEMORY_STRIDES, **common
+        channels,
+        ffn_dim=model.DECODER.DIM_FEEDFORWARD,
+        pre_norm=model.DECODER.PRE_NORM,
+        memory_strides=model.ENCODER.MEMORY_STRIDES,
+        **common,
     )
 
 
@@ -136,6 +147,9 @@ def _query_decoder(model: Any) -> QueryDecoder:
         ffn_dim=cfg.DIM_FEEDFORWARD,
         num_layers=cfg.DEC_LAYERS - 1,
         project_input=cfg.ENFORCE_INPUT_PROJ,
+        mask_class_query=cfg.MASK_CLASS_QUERY,
+        class_mask_after_pooling=cfg.CLASS_MASK_AFTER_POOLING,
+        pre_norm=cfg.PRE_NORM,
         query_init_std=cfg.QUERY_INIT_STD,
         mask_pooled=cfg.MASK_POOLED_QUERIES,
         position_from_mask=cfg.QUERY_POSITION == "mask_centre",
@@ -163,12 +177,17 @@ def _captioner(cfg: Any) -> BertCaptioner:
         ffn_dim=cfg.FEEDFORWARD_SIZE,
         dropout=cfg.DROPOUT,
         init_std=cfg.INIT_STD,
+        checkpoint=cfg.USE_ACT_CHECKPOINT,
     )
 
 
 def _caption_search(cfg: Any) -> CaptionSearch:
     return CaptionSearch(
-        max_length=cfg.MAX_STEPS, beam_size=cfg.BEAM_SIZE, queries=cfg.CAPTION_QUERIES, use_cache=cfg.USE_CACHE
+        max_length=cfg.MAX_STEPS,
+        beam_size=cfg.BEAM_SIZE,
+        rollouts=cfg.BEAM_SEARCH == "rollouts",
+        queries=cfg.CAPTION_QUERIES,
+        use_cache=cfg.USE_CACHE,
     )
 
 
@@ -195,14 +214,18 @@ def _semantic_head(model: Any, categories: Sequence[Category]) -> SemanticHead:
     return SemanticHead(model.ENCODER.MASK_DIM, [thing if category.is_thing else 1.0 for category in categories])
 
 
-def _training_options(cfg: Any) -> TrainingOptions:
+def _training_options(model: Any) -> TrainingOptions:
+    cfg = model.DECODER
+    points = cfg.DEC_LAYERS if cfg.DEEP_SUPERVISION else 1
     return TrainingOptions(
         caption_weight=cfg.DENSECAPTION_WEIGHT if cfg.DENSECAPTION.ENABLED and cfg.TOP_DENSECAPTION_LAYERS else 0.0,
-        caption_points=cfg.TOP_DENSECAPTION_LAYERS,
-        mask_points=cfg.TOP_MASK_LAYERS,
+        caption_points=min(cfg.TOP_DENSECAPTION_LAYERS, points),
+        mask_points=min(cfg.TOP_MASK_LAYERS, points),
+        box_points=min(cfg.TOP_DETECTION_LAYERS, points),
         caption_match=cfg.DENSECAPTION_MATCH,
         caption_gradient_scale=cfg.CAPTION_GRADIENT_SCALE,
         semantic_weight=cfg.SEMANTIC_AUX_WEIGHT,
+        frozen_in_eval=model.FROZEN_MODE == "eval",
     )
 
 

@@ -24,6 +24,7 @@ from .heads.panoptic import PanopticThresholds
 from .heads.results import record_of
 from .heads.segmentation import InferenceModes, Segmentation, segment
 from .heads.semantic import SemanticHead
+from .layers.frozen import rest_frozen
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
 from .losses.caption import CaptionTargets, caption_losses
@@ -47,19 +48,23 @@ class TrainingOptions:
     Attributes:
         caption_weight: factor of the caption loss.
         caption_points: prediction points, from the last, that carry it.
-        mask_points: the same for class, mask and box losses.
+        mask_points: the same for class and mask losses.
+        box_points: the same for box losses.
         caption_match: which query learns a segment's caption: the one whose mask overlaps it most ("iou", published) or
             the one matched to it ("hungarian").
         caption_gradient_scale: factor of the caption loss's gradient into the regions.
         semantic_weight: factor of the dense semantic loss.
+        frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
     """
 
     caption_weight: float
     caption_points: int
     mask_points: int
+    box_points: int
     caption_match: str = "iou"
     caption_gradient_scale: float = 1 / 3
     semantic_weight: float = 0.0
+    frozen_in_eval: bool = True
 
     @property
     def overlap_points(self) -> int:
@@ -70,7 +75,7 @@ class TrainingOptions:
     def matched_points(self) -> int:
         """The same for the assignment."""
         read = self.caption_points if self.caption_weight and self.caption_match == "hungarian" else 0
-        return max(self.mask_points, read)
+        return max(self.mask_points, self.box_points, read)
 
 
 class Pix2Cap(nn.Module):
@@ -127,7 +132,10 @@ class Pix2Cap(nn.Module):
     def train(self, mode: bool = True) -> Pix2Cap:
         """Switch modes; the class texts are encoded anew after training."""
         self.class_texts.forget()
-        return super().train(mode)
+        super().train(mode)
+        if mode and self.options.frozen_in_eval:
+            rest_frozen(self)
+        return self
 
     def load_state_dict(self, *args, **kwargs):
         """Load weights; the class texts are encoded anew."""
@@ -179,6 +187,8 @@ class Pix2Cap(nn.Module):
         for layer, prediction in enumerate(predictions[: options.mask_points]):
             found = matches[layer]
             losses |= self.criterion.losses(prediction, maps, targets, found, points, layer, self.num_objects)
+        for layer, prediction in enumerate(predictions[: options.box_points]):
+            losses |= self.criterion.box_terms(prediction, targets, matches[layer], layer)
         if options.caption_weight:
             queries = overlaps if options.caption_match == "iou" else matches
             readings = self._caption_targets(views, batch, queries[: options.caption_points])

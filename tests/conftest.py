@@ -6,11 +6,15 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,3 +40,24 @@ def shared() -> Path:
 def coco_mini(shared: Path) -> Path:
     """13 real COCO images annotated in every format."""
     return shared / "data" / "coco_mini"
+
+
+@pytest.fixture(scope="session")
+def tiny_pix2cap() -> ModuleType:
+    """The builders of tiny_pix2cap.py, imported only by tests that want a model."""
+    spec = importlib.util.spec_from_file_location("tiny_pix2cap", HERE / "tiny_pix2cap.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def build(tiny_pix2cap: ModuleType) -> Callable[..., Any]:
+    """``build(*overrides, aids=False, seed=0)``: a tiny Pix2Cap in its published form, or with every optional aid."""
+    return tiny_pix2cap.build
+
+
+@pytest.fixture(scope="session")
+def make_batch(tiny_pix2cap: ModuleType) -> Callable[..., Any]:
+    """``make_batch(segments per image, sizes=None, seed=0)``: noise with rectangles, 64 x 64 unless told otherwise."""
+    return tiny_pix2cap.make_batch

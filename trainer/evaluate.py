@@ -93,13 +93,19 @@ def evaluate_model(
         describe_source(name, truth),
         describe_source(str(path), predictions, path),
         seconds=time.monotonic() - started,
-        decoding={"beam_size": cfg.MODEL.TEXT_DECODER.BEAM_SIZE, "max_words": cfg.MODEL.TEXT_DECODER.MAX_STEPS},
+        decoding=_decoding(cfg.MODEL.TEXT_DECODER),
         seed=cfg.SEED,
     )
     write_report(folder / "results.json", report)
     for result in results:
         write_regions_csv(folder / f"{result.protocol}_regions.csv", result)
     return results
+
+
+def _decoding(cfg: Any) -> dict[str, Any]:
+    """Return how captions were looked for, as far as it changes them."""
+    beams = {"beam_search": cfg.BEAM_SEARCH} if cfg.BEAM_SIZE > 1 else {}
+    return {"beam_size": cfg.BEAM_SIZE, **beams, "max_words": cfg.MAX_STEPS}
 
 
 def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:

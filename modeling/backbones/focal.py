@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.depthwise import DepthwiseConv2d
+from ..layers.recompute import recompute
 
 
 class FocalModulation(nn.Module):
@@ -143,6 +144,7 @@ class FocalNet(nn.Module):
         scaling_modulator: divide the gathered context by L + 1.
         post_norm, modulation_post_norm, layer_scale: see `FocalBlock` and `FocalModulation`.
         depthwise: the ``focal_dw`` variant (X-Decoder Focal-T), whose stem pads by 3 and not by 2.
+        checkpoint: recompute the blocks in the backward pass.
     """
 
     def __init__(
@@ -162,8 +164,10 @@ class FocalNet(nn.Module):
         modulation_post_norm: bool = False,
         layer_scale: bool = True,
         depthwise: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         self.channels = {f"res{stage + 2}": dim for stage, dim in enumerate(dims)}
         stem = {"kernel_size": 7, "padding": 3 if depthwise else 2} if conv_embed else {"kernel_size": 4, "padding": 0}
@@ -204,7 +208,8 @@ class FocalNet(nn.Module):
         for index, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             if index:
                 x = self.downsamples[index - 1](x.permute(0, 3, 1, 2))
-            x = stage(x)
+            for block in stage:
+                x = recompute(block, x, enabled=self.checkpoint)
             features[f"res{index + 2}"] = norm(x).permute(0, 3, 1, 2).contiguous()
         return features
 

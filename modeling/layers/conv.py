@@ -1,4 +1,4 @@
-"""Convolution followed by a norm and an optional activation."""
+"""Convolution followed by an optional norm and an optional activation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ConvNorm(nn.Conv2d):
-    """Bias-free convolution, group norm, optional ReLU; Kaiming-uniform start (a = 1)."""
+    """Convolution, group norm, optional ReLU; Kaiming-uniform start (a = 1). Without norm it has a bias instead."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, relu: bool = False) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = group_norm(out_channels)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, relu: bool = False, norm: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm)
+        self.norm = group_norm(out_channels) if norm else nn.Identity()
         self.relu = relu
         nn.init.kaiming_uniform_(self.weight, a=1)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""

@@ -138,20 +138,27 @@ class SetCriterion:
         layer: int,
         num_objects: int,
     ) -> dict[str, LossTerm]:
-        """Return the losses of prediction point ``layer``, named ``loss_<part>_<layer>``."""
+        """Return the class and mask losses of prediction point ``layer``, named ``loss_<part>_<layer>``."""
         weights = self.weights
         ce = self.class_loss(prediction.class_logits[:, :num_objects], targets, matches)
         bce, dice = self.mask_losses(prediction, mask_features, targets, matches, points, layer)
-        losses = {
+        return {
             f"loss_mask_ce_{layer}": LossTerm(ce, "class_weights", weights.mask_ce),
             f"loss_mask_bce_{layer}": LossTerm(bce, "segments", weights.mask_bce),
             f"loss_mask_dice_{layer}": LossTerm(dice, "segments", weights.mask_dice),
         }
-        if weights.boxes:
-            l1, giou = self.box_losses(prediction.boxes_cxcywh, targets, matches)
-            losses[f"loss_bbox_box_{layer}"] = LossTerm(l1, "segments", weights.box_l1)
-            losses[f"loss_bbox_giou_{layer}"] = LossTerm(giou, "segments", weights.box_giou)
-        return losses
+
+    def box_terms(
+        self, prediction: QueryPrediction, targets: SegmentTargets, matches: Matches, layer: int
+    ) -> dict[str, LossTerm]:
+        """Return the box losses of prediction point ``layer``; none when boxes are not learnt."""
+        if not self.weights.boxes:
+            return {}
+        l1, giou = self.box_losses(prediction.boxes_cxcywh, targets, matches)
+        return {
+            f"loss_bbox_box_{layer}": LossTerm(l1, "segments", self.weights.box_l1),
+            f"loss_bbox_giou_{layer}": LossTerm(giou, "segments", self.weights.box_giou),
+        }
 
     def class_loss(self, class_logits: Tensor, targets: SegmentTargets, matches: Matches) -> Tensor:
         """Return the sum of weighted cross-entropies; class_logits: (B, Q, K + 1)."""

@@ -97,6 +97,7 @@ class DeformablePixelDecoder(nn.Module):
         mask_dim: width of the mask features.
         num_layers, num_heads, dropout: of the encoder.
         ffn_dim: its hidden width; 1024 in every published model.
+        norm: group norm after the pyramid step's convolutions; else they have biases.
     """
 
     LEVELS = ("res5", "res4", "res3")
@@ -111,6 +112,7 @@ class DeformablePixelDecoder(nn.Module):
         num_heads: int,
         ffn_dim: int = 1024,
         dropout: float = 0.0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.input_proj = nn.ModuleList(
@@ -120,8 +122,8 @@ class DeformablePixelDecoder(nn.Module):
         self.encoder = nn.ModuleList(
             DeformableEncoderLayer(dim, num_heads, ffn_dim, dropout, len(self.LEVELS)) for _ in range(num_layers)
         )
-        self.lateral = ConvNorm(channels["res2"], dim, 1)
-        self.output = ConvNorm(dim, dim, 3, relu=True)
+        self.lateral = ConvNorm(channels["res2"], dim, 1, norm=norm)
+        self.output = ConvNorm(dim, dim, 3, relu=True, norm=norm)
         self.mask_features = nn.Conv2d(dim, mask_dim, 1)
         for conv, _ in self.input_proj:
             nn.init.xavier_uniform_(conv.weight)

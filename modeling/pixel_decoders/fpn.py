@@ -21,6 +21,8 @@ class TransformerFPN(nn.Module):
         dim: width of the pyramid.
         mask_dim: width of the mask features.
         num_layers, num_heads, ffn_dim, dropout: of the transformer encoder.
+        pre_norm: normalise before each block of the encoder, and once after the last.
+        norm: group norm after the pyramid's convolutions; else they have biases.
         memory_strides: which three maps the queries look at, coarse first; published models take 32, 16 and 8.
     """
 
@@ -34,15 +36,22 @@ class TransformerFPN(nn.Module):
         num_heads: int,
         ffn_dim: int,
         dropout: float = 0.0,
+        pre_norm: bool = False,
+        norm: bool = True,
         memory_strides: Sequence[int] = (32, 16, 8),
     ) -> None:
         super().__init__()
         self.memory = [(32, 16, 8, 4).index(stride) for stride in memory_strides]
         self.input_proj = nn.Conv2d(channels["res5"], dim, 1)
-        self.encoder = nn.ModuleList(EncoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
-        self.laterals = nn.ModuleDict({name: ConvNorm(channels[name], dim, 1) for name in ("res2", "res3", "res4")})
+        self.encoder = nn.ModuleList(
+            EncoderLayer(dim, num_heads, ffn_dim, dropout, pre_norm=pre_norm) for _ in range(num_layers)
+        )
+        self.encoder_norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+        self.laterals = nn.ModuleDict(
+            {name: ConvNorm(channels[name], dim, 1, norm=norm) for name in ("res2", "res3", "res4")}
+        )
         self.outputs = nn.ModuleDict(
-            {name: ConvNorm(dim, dim, 3, relu=True) for name in ("res2", "res3", "res4", "res5")}
+            {name: ConvNorm(dim, dim, 3, relu=True, norm=norm) for name in ("res2", "res3", "res4", "res5")}
         )
         self.mask_features = nn.Conv2d(dim, mask_dim, 3, padding=1)
         for conv in (self.input_proj, self.mask_features):
@@ -64,4 +73,4 @@ class TransformerFPN(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # B HW D
         for layer in self.encoder:
             tokens = layer(tokens, position)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return self.encoder_norm(tokens).transpose(1, 2).unflatten(2, (height, width))

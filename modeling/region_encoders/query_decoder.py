@@ -73,6 +73,11 @@ class QueryDecoder(nn.Module):
         num_heads, ffn_dim, num_layers: of the transformer.
         project_input: project memory maps even when the widths agree.
         class_query: the last query is an image-level one: objects do not see it, it sees only itself.
+        mask_class_query: the class query looks only under its own mask, like the others. Published weights were trained
+            that way; their code meant to leave it unmasked, by an index that does not exist.
+        class_mask_after_pooling: predict the class query's mask after the objects are pooled into it, as X-Decoder;
+            Pix2Cap does it before. Object queries are the same either way.
+        pre_norm: normalise before each block instead of after.
         query_init_std: standard deviation of the learned queries' start.
         mask_pooled: add the mean mask feature under its mask to each query before every layer.
         position_from_mask: add an encoding of its mask's centre and extent to each query's position.
@@ -92,12 +97,16 @@ class QueryDecoder(nn.Module):
         num_levels: int = 3,
         project_input: bool = False,
         class_query: bool = True,
+        mask_class_query: bool = True,
+        class_mask_after_pooling: bool = False,
+        pre_norm: bool = False,
         query_init_std: float = 1.0,
         mask_pooled: bool = False,
         position_from_mask: bool = False,
     ) -> None:
         super().__init__()
-        self.class_query = class_query
+        self.class_query, self.mask_class_query = class_query, mask_class_query
+        self.class_mask_after_pooling = class_mask_after_pooling
         self.query_feat = nn.Embedding(num_queries, dim)
         self.query_embed = nn.Embedding(num_queries, dim)
         self.level_embed = nn.Embedding(num_levels, dim)
@@ -107,9 +116,10 @@ class QueryDecoder(nn.Module):
         self.input_proj = nn.ModuleList(
             _projection(input_dim, dim) if projected else nn.Identity() for _ in range(num_levels)
         )
-        self.cross_attention = nn.ModuleList(CrossAttentionLayer(dim, num_heads) for _ in range(num_layers))
-        self.self_attention = nn.ModuleList(SelfAttentionLayer(dim, num_heads) for _ in range(num_layers))
-        self.ffn = nn.ModuleList(FeedForwardLayer(dim, ffn_dim) for _ in range(num_layers))
+        style = {"pre_norm": pre_norm}
+        self.cross_attention = nn.ModuleList(CrossAttentionLayer(dim, num_heads, **style) for _ in range(num_layers))
+        self.self_attention = nn.ModuleList(SelfAttentionLayer(dim, num_heads, **style) for _ in range(num_layers))
+        self.ffn = nn.ModuleList(FeedForwardLayer(dim, ffn_dim, **style) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classifier = TextClassifier(dim, text_dim)
         self.mask_embed = MLP((dim, dim, dim, mask_dim))
@@ -161,6 +171,8 @@ class QueryDecoder(nn.Module):
             logits = torch.einsum("bqc,bchw->bqhw", mask_embed, level.mask_features)
             blocked = (logits < 0).flatten(2)
             blocked &= ~blocked.all(-1, keepdim=True)  # a query with an empty mask looks everywhere
+            if self.class_query and not self.mask_class_query:
+                blocked[:, -1] = False
         if self.pooled_proj is None and self.geometry_proj is None:
             return x, position, blocked[:, None]
         masks = torch.einsum("bqc,bchw->bqhw", mask_embed, mask_features).detach()
@@ -172,13 +184,11 @@ class QueryDecoder(nn.Module):
         return x, position, blocked[:, None]
 
     def _predict(self, x: Tensor, class_texts: Tensor, logit_scale: Tensor) -> QueryPrediction:
-        hidden = self.norm(x)
-        mask_embed = self.mask_embed(hidden)
-        if self.class_query:
-            hidden = _with_pooled_class_query(hidden)
-        return QueryPrediction(
-            hidden, self.classifier(hidden, class_texts, logit_scale), mask_embed, self.box_embed(hidden).sigmoid()
-        )
+        states = self.norm(x)
+        hidden = _with_pooled_class_query(states) if self.class_query else states
+        class_logits = self.classifier(hidden, class_texts, logit_scale)
+        mask_embed = self.mask_embed(hidden if self.class_mask_after_pooling else states)
+        return QueryPrediction(hidden, class_logits, mask_embed, self.box_embed(hidden).sigmoid())
 
     def _self_mask(self, device: torch.device) -> Tensor | None:
         """Return bool (Q, Q), True = blocked: objects do not see the class query, it sees only itself."""

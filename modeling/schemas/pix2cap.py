@@ -27,6 +27,7 @@ class TextEncoder:
         "+ sentences per class name: CLIP's 80 prompts and the bare name, or that alone",
         choices=["clip", "bare"],
     )
+    BACKGROUND_TEMPLATES: bool = key(True, '+ put "background" into the sentences too, as upstream; false: it alone')
     AUTOGRESSIVE: bool = key(True, "causal attention (spelt as in the original)", choices=[True])
 
 
@@ -45,9 +46,7 @@ class Focal:
     PATCH_NORM: bool = key(True, "normalise after the stem and each downsampling")
     USE_CONV_EMBED: bool = key(True, "overlapping convolutions for stem and downsampling")
     SCALING_MODULATOR: bool = key(True, "divide the modulator by the number of its summands")
-    USE_CHECKPOINT: bool = key(
-        False, "recompute activations in the backward pass: less memory, slower", choices=[False]
-    )
+    USE_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
     USE_POSTLN: bool = key(True, "normalise after each branch instead of before")
     USE_POSTLN_IN_MODULATION: bool = key(False, "normalise inside the modulation as well")
     USE_LAYERSCALE: bool = key(True, "learned scale on each branch, initially 1e-4")
@@ -74,7 +73,7 @@ class PixelDecoder:
     NUM_CLASSES: int = key(133, "classes, without background", minimum=1)
     CONVS_DIM: int = key(512, "channels of the maps", minimum=1)
     MASK_DIM: int = key(512, "channels of the mask features", minimum=1)
-    NORM: str = key("GN", "GN: group normalisation; empty: none", choices=["GN"])
+    NORM: str = key("GN", "GN: group normalisation; empty: none, and biases instead", choices=["GN", ""])
     MEMORY_STRIDES: list[int] = key(
         [32, 16, 8], "+ strides of the three maps the queries attend to, coarse first", choices=[4, 8, 16, 32]
     )
@@ -122,11 +121,12 @@ class QueryDecoder:
     DROPOUT: float = key(
         0.0, "dropout of the pixel decoder's encoder (the query decoder has none)", minimum=0, maximum=0.99
     )
-    PRE_NORM: bool = key(False, "normalise before each block instead of after", choices=[False])
+    PRE_NORM: bool = key(False, "normalise before each block instead of after (deformable encoder: always after)")
     ENFORCE_INPUT_PROJ: bool = key(False, "project the maps even where their width fits")
     SIZE_DIVISIBILITY: int = key(32, "images are padded to multiples of this, pixels", minimum=1)
-    DEEP_SUPERVISION: bool = key(True, "losses at every prediction point, not only the last", choices=[True])
+    DEEP_SUPERVISION: bool = key(True, "losses at every prediction point, not only the last")
     TOP_MASK_LAYERS: int = key(10, "prediction points, from the last, with class and mask losses", minimum=1)
+    TOP_DETECTION_LAYERS: int = key(10, "+ prediction points, from the last, with box losses", minimum=1)
     TOP_DENSECAPTION_LAYERS: int = key(3, "prediction points, from the last, with the caption loss", minimum=0)
     CLASS_WEIGHT: float = key(2.0, "weight of the class loss and cost", minimum=0)
     MASK_WEIGHT: float = key(5.0, "weight of the mask cross-entropy and its cost", minimum=0)
@@ -150,6 +150,12 @@ class QueryDecoder:
     SEMANTIC_AUX_THING_WEIGHT: float = key(1.0, "+ in that loss: weight of thing classes; stuff has 1", minimum=0)
     CLASS_QUERY_IN_PANOPTIC: bool = key(
         True, "+ the class query may become a segment, as upstream; false leaves it out of all of TEST's results"
+    )
+    MASK_CLASS_QUERY: bool = key(
+        True, "+ the class query looks only under its own mask, as upstream; false: everywhere, as was meant"
+    )
+    CLASS_MASK_AFTER_POOLING: bool = key(
+        False, "+ the class query's mask is read after objects are pooled into it, as in X-Decoder"
     )
     CAPTION_TOKENS: list[str] = key(
         ["query", "global"],
@@ -178,14 +184,17 @@ class TextDecoder:
     INIT_STD: float = key(0.02, "+ standard deviation of the initial weights", minimum=0.0001, maximum=1)
     MASK_FUTURE_POSITIONS: bool = key(True, "causal attention among the words", choices=[True])
     PADDING_IDX: int = key(0, "id of the padding token", choices=[0])
-    USE_ACT_CHECKPOINT: bool = key(
-        False, "recompute activations in the backward pass: less memory, slower", choices=[False]
-    )
+    USE_ACT_CHECKPOINT: bool = key(False, "recompute activations in the backward pass: less memory, slower")
     MAX_STEPS: int = key(40, "tokens per caption, start and end included", minimum=3, maximum=1024)
     KEEP_LONG: str = key(
         "last", "+ which end of a too long caption is kept; last as upstream", choices=["last", "first"]
     )
     BEAM_SIZE: int = key(1, "beams when generating captions; 1: greedy", minimum=1)
+    BEAM_SEARCH: str = key(
+        "rollouts",
+        "+ with beams: the best first words continued greedily, as upstream, or a true beam search",
+        choices=["rollouts", "beam"],
+    )
     CAPTION_QUERIES: str = key(
         "kept", "+ describe what becomes a result, or all queries as upstream: same captions", choices=["kept", "all"]
     )
@@ -199,6 +208,11 @@ class Pix2CapModelConfig(ModelConfig):
     HEAD: str = key("pix2cap_head", "kind of head", choices=["pix2cap_head"])
     DIM_PROJ: int = key(512, "width of the space shared by class names and queries", minimum=1)
     MASK_HEAD_ENABLED: bool = key(False, "with FROZEX: train the query decoder's layers and the mask head as well")
+    FROZEN_MODE: str = key(
+        "eval",
+        "+ mode of frozen parts in training; train: dropout and drop-path stay on, as upstream",
+        choices=["eval", "train"],
+    )
     TEXT: TextEncoder = section(TextEncoder)
     BACKBONE: Backbone = section(Backbone)
     ENCODER: PixelDecoder = section(PixelDecoder)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.attention import attend
+from ..layers.recompute import recompute
 
 
 class BertAttention(nn.Module):
@@ -55,6 +56,10 @@ class BertLayer(nn.Module):
         x = self.attention(x, keys, values, allowed)
         return self.norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
 
+    def attend_to_itself(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """Run on the tokens' own keys and values, without a cache."""
+        return self(x, *self.attention.keys_values(x), allowed)
+
 
 class CaptionCache:
     """Keys and values of the tokens so far, one pair per layer, preallocated (R, heads, M + T, D / heads)."""
@@ -88,6 +93,7 @@ class BertCaptioner(nn.Module):
         num_layers, num_heads, ffn_dim, dropout: of the layers.
         max_positions: rows of the position table.
         init_std: standard deviation of the weights' start; BERT's 0.02 belongs to a width of 768.
+        checkpoint: recompute the layers in the backward pass.
     """
 
     def __init__(
@@ -102,8 +108,10 @@ class BertCaptioner(nn.Module):
         dropout: float = 0.1,
         max_positions: int = 1024,
         init_std: float = 0.02,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         self.region_proj = nn.Sequential(nn.Linear(region_dim, dim), nn.LayerNorm(dim))
         self.words = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(max_positions, dim)
@@ -129,7 +137,7 @@ class BertCaptioner(nn.Module):
         x = torch.cat((self.region_proj(region_tokens), self._embed(words, 0)), 1)
         allowed = _sequence_mask(region_tokens.shape[1], words.shape[1], x.device)
         for layer in self.layers:
-            x = layer(x, *layer.attention.keys_values(x), allowed)
+            x = recompute(layer.attend_to_itself, x, allowed, enabled=self.checkpoint)
         return x[:, region_tokens.shape[1] :]
 
     def logits(self, states: Tensor) -> Tensor:

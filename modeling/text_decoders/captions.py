@@ -19,6 +19,7 @@ class CaptionSearch:
     Attributes:
         max_length: tokens, start token included.
         beam_size: 1 is greedy search.
+        rollouts: with beams, continue each first word greedily, as GRiT and Pix2Cap; else a true beam search.
         queries: describe only what becomes a result ("kept") or, as the published code, every object query ("all"). The
             captions of the results are the same.
         use_cache: keep the keys and values of what was read; without, everything is read anew for every word.
@@ -26,6 +27,7 @@ class CaptionSearch:
 
     max_length: int = 40
     beam_size: int = 1
+    rollouts: bool = True
     queries: Literal["kept", "all"] = "kept"
     use_cache: bool = True
 
@@ -48,6 +50,7 @@ def write_captions(
         end_id=tokenizer.end_id,
         max_length=search.max_length,
         beam_size=search.beam_size,
+        rollouts=search.rollouts,
     )
     rows = zip(found.tokens.tolist(), found.scores.tolist(), strict=True)
     return [Caption(tokenizer.decode(row[1:]), score) for row, score in rows]

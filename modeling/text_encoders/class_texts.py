@@ -108,14 +108,14 @@ CLIP_TEMPLATES = (
 
 
 @dataclass(slots=True)
-class _Sentences:
+class _Tokens:
     """Tokens of some sentences on the host, int64 (N, T), and how many of each are read, (N,)."""
 
     tokens: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, tokens: Tensor, end_id: int) -> _Sentences:
+    def of(cls, tokens: Tensor, end_id: int) -> _Tokens:
         tokens = tokens.numpy()
         return cls(tokens, (tokens == end_id).argmax(1) + 1)
 
@@ -143,15 +143,22 @@ class ClassTexts:
         names: K class names in the order of the class indices.
         tokenizer: texts -> int64 (N, T), with the attribute ``end_id``.
         templates: sentences with a hole for the name.
+        background_templates: put "background" into the templates as well, as upstream; else it stands alone.
     """
 
     def __init__(
-        self, names: Sequence[str], tokenizer: Callable[[list[str]], Tensor], templates: Sequence[str] = CLIP_TEMPLATES
+        self,
+        names: Sequence[str],
+        tokenizer: Callable[[list[str]], Tensor],
+        templates: Sequence[str] = CLIP_TEMPLATES,
+        *,
+        background_templates: bool = True,
     ) -> None:
+        self.background_templates = background_templates
         self.names = [strip_suffixes(name) for name in (*names, BACKGROUND)]
         self.training_names = [name.replace(",", "").replace("+", " ") for name in self.names]
         self.tokenizer, self.templates = tokenizer, tuple(templates)
-        self._training_sentences: _Sentences | None = None
+        self._training_tokens: _Tokens | None = None
         self._embedded: dict[tuple[str, ...], _Embedded] = {}  # by names
         self._probes: dict[tuple[str, ...], str] = {}  # by names
         self._weights: tuple[object, str] | None = None  # the state of the encoder's weights, and their digest
@@ -169,10 +176,10 @@ class ClassTexts:
             classes = torch.arange(len(rows), device=device)
             return rows[classes, torch.from_numpy(np.asarray(drawn)).to(device, non_blocking=True)]
         self.forget()  # an optimiser step is to follow, and fused ones leave no trace in PyTorch's records
-        if self._training_sentences is None:
-            self._training_sentences = self._tokenize(self.training_names)
+        if self._training_tokens is None:
+            self._training_tokens = self._tokenize(self.training_names)
         rows = np.arange(len(self.names)) * len(self.templates) + np.asarray(drawn)
-        return encoder(self._training_sentences.take(rows, device), self.tokenizer.end_id)
+        return encoder(self._training_tokens.take(rows, device), self.tokenizer.end_id)
 
     @torch.no_grad()
     def ensemble(self, encoder: ClipTextEncoder) -> Tensor:
@@ -213,7 +220,7 @@ class ClassTexts:
         """
         if tuple(names) not in self._probes:
             texts = [*(f"{name}." for name in names), *(template.format(names[-1]) for template in self.templates)]
-            sentences = repr((names, self.templates, self.tokenizer.end_id))
+            sentences = repr((names, self.templates, self.background_templates, self.tokenizer.end_id))
             self._probes[tuple(names)] = digest(sentences, self.tokenizer(texts))
         return self._probes[tuple(names)]
 
@@ -231,9 +238,13 @@ class ClassTexts:
         rows = torch.cat(parts)
         return torch.empty_like(rows).index_copy_(0, torch.from_numpy(order).to(device), rows)
 
-    def _tokenize(self, names: list[str]) -> _Sentences:
-        texts = [template.format(name) for name in names for template in self.templates]
-        return _Sentences.of(self.tokenizer(texts), self.tokenizer.end_id)
+    def _tokenize(self, names: list[str]) -> _Tokens:
+        return _Tokens.of(self.tokenizer(self._sentences(names)), self.tokenizer.end_id)
+
+    def _sentences(self, names: list[str]) -> list[str]:
+        """Return one sentence per name and template, name by name."""
+        alone = set() if self.background_templates else {BACKGROUND}
+        return [(BARE[0] if name in alone else text).format(name) for name in names for text in self.templates]
 
 
 def strip_suffixes(name: str) -> str:

@@ -14,6 +14,7 @@ from locap.modeling.layers.gradient import scale_gradient
 from locap.modeling.layers.images import ImageBatch
 from locap.modeling.layers.mask_pooling import mask_geometry, mask_pool
 from locap.modeling.layers.position_encoding import sine_position_map
+from locap.modeling.layers.transformer import CrossAttentionLayer, EncoderLayer
 from locap.modeling.region_encoders.region_tokens import KINDS, RegionTokens
 
 
@@ -35,6 +36,33 @@ def test_attention_takes_the_weights_of_torch_and_gives_its_result(case: str):
     }.get(case, {})
     given = {"blocked": {"blocked": blocked}, "causal": {"is_causal": True}}.get(case, {})
     torch.testing.assert_close(ours(query, key, value, **given), theirs(query, key, value, **wanted)[0])
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_encoder_layers_agree_with_torch(pre_norm: bool):
+    torch.manual_seed(0)
+    ours = EncoderLayer(16, 4, 24, pre_norm=pre_norm)
+    theirs = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
+    names = {"attention.attn": "self_attn", "attention.norm": "norm1", "ffn.norm": "norm2", "ffn.": ""}
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        state[names[prefix] + name.removeprefix(prefix)] = tensor + torch.randn_like(tensor) / 10
+    theirs.load_state_dict(state)
+    for name, tensor in ours.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        tensor.copy_(state[names[prefix] + name.removeprefix(prefix)])
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(ours(x, torch.zeros(1)), theirs(x))
+
+
+def test_pre_norm_cross_attention_normalises_the_queries_only():
+    torch.manual_seed(0)
+    layer = CrossAttentionLayer(16, 4, pre_norm=True)
+    nn.init.normal_(layer.norm.weight)
+    x, position, memory, place = torch.randn(2, 5, 16), torch.randn(1, 5, 16), torch.randn(2, 7, 16), torch.randn(7, 16)
+    expected = x + layer.attn(layer.norm(x) + position, memory + place, memory)
+    torch.testing.assert_close(layer(x, position, memory, place), expected)
 
 
 def test_images_are_normalised_then_padded_to_a_multiple_of_the_divisor():

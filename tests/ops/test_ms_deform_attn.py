@@ -14,13 +14,13 @@ from locap.ops.ms_deform_attn.reference import ms_deform_attn
 SHAPES = [(3, 5), (2, 2)]
 
 
-def draw(dtype: torch.dtype = torch.float64, queries: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Value (2, 19, 2, 3), locations in part outside the maps, weights that sum to one."""
+def draw(dtype: torch.dtype = torch.float64, queries: int = 3, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Value (batch, 19, 2, 3), locations in part outside the maps, weights that sum to one."""
     torch.manual_seed(0)
     tokens = sum(height * width for height, width in SHAPES)
-    value = torch.randn(2, tokens, 2, 3, dtype=dtype)
-    locations = torch.rand(2, queries, 2, len(SHAPES), 4, 2, dtype=dtype) * 1.6 - 0.3
-    weights = torch.randn(2, queries, 2, len(SHAPES) * 4, dtype=dtype).softmax(-1).unflatten(-1, (-1, 4))
+    value = torch.randn(batch, tokens, 2, 3, dtype=dtype)
+    locations = torch.rand(batch, queries, 2, len(SHAPES), 4, 2, dtype=dtype) * 1.6 - 0.3
+    weights = torch.randn(batch, queries, 2, len(SHAPES) * 4, dtype=dtype).softmax(-1).unflatten(-1, (-1, 4))
     return value, locations, weights
 
 
@@ -41,13 +41,16 @@ def by_hand(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return out.flatten(2)
 
 
-def test_equals_a_loop_over_pixels():
-    inputs = draw()
-    torch.testing.assert_close(ms_deform_attn(inputs[0], SHAPES, *inputs[1:]), by_hand(*inputs), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_equals_a_loop_over_pixels(dtype: torch.dtype, tolerance: float, batch: int):
+    inputs = draw(dtype, batch=batch)
+    found = ms_deform_attn(inputs[0], SHAPES, *inputs[1:])
+    torch.testing.assert_close(found, by_hand(*inputs), atol=tolerance, rtol=0)
 
 
 def test_derivatives_of_values_locations_and_weights():
-    value, locations, weights = (x.requires_grad_() for x in draw(queries=2))
+    value, locations, weights = (x.requires_grad_() for x in draw(queries=2, batch=3))
     assert torch.autograd.gradcheck(lambda v, loc, w: ms_deform_attn(v, SHAPES, loc, w), (value, locations, weights))
 
 
