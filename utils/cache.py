@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -89,11 +90,19 @@ def _write(path: Path, value: Tensor) -> None:
     try:
         with atomic_path(path) as temporary:
             save_file({"value": value, "sha256": torch.tensor(list(digest(value).encode()))}, temporary)
-        by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in by_age[KEPT_FILES:]:
-            old.unlink(missing_ok=True)
+        _prune(path.parent)
     except OSError as err:
         _log.warning("nothing is cached in %s: %s", shown(path.parent), err)
+
+
+def _prune(folder: Path) -> None:
+    """Delete all but the files used last; others may be doing the same, and hidden files are still being written."""
+    found = []
+    for path in folder.glob("[!.]*.safetensors"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found, reverse=True)[KEPT_FILES:]:
+        path.unlink(missing_ok=True)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

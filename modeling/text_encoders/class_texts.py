@@ -108,14 +108,14 @@ CLIP_TEMPLATES = (
 
 
 @dataclass(slots=True)
-class _Sentences:
+class _Tokens:
     """Tokens of some sentences on the host, int64 (N, T), and how many of each are read, (N,)."""
 
     tokens: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, tokens: Tensor, end_id: int) -> _Sentences:
+    def of(cls, tokens: Tensor, end_id: int) -> _Tokens:
         tokens = tokens.numpy()
         return cls(tokens, (tokens == end_id).argmax(1) + 1)
 
@@ -158,7 +158,7 @@ class ClassTexts:
         self.names = [strip_suffixes(name) for name in (*names, BACKGROUND)]
         self.training_names = [name.replace(",", "").replace("+", " ") for name in self.names]
         self.tokenizer, self.templates = tokenizer, tuple(templates)
-        self._training_sentences: _Sentences | None = None
+        self._training_tokens: _Tokens | None = None
         self._embedded: dict[tuple[str, ...], _Embedded] = {}  # by names
         self._probes: dict[tuple[str, ...], str] = {}  # by names
         self._weights: tuple[object, str] | None = None  # the state of the encoder's weights, and their digest
@@ -176,10 +176,10 @@ class ClassTexts:
             classes = torch.arange(len(rows), device=device)
             return rows[classes, torch.from_numpy(np.asarray(drawn)).to(device, non_blocking=True)]
         self.forget()  # an optimiser step is to follow, and fused ones leave no trace in PyTorch's records
-        if self._training_sentences is None:
-            self._training_sentences = self._tokenize(self.training_names)
+        if self._training_tokens is None:
+            self._training_tokens = self._tokenize(self.training_names)
         rows = np.arange(len(self.names)) * len(self.templates) + np.asarray(drawn)
-        return encoder(self._training_sentences.take(rows, device), self.tokenizer.end_id)
+        return encoder(self._training_tokens.take(rows, device), self.tokenizer.end_id)
 
     @torch.no_grad()
     def ensemble(self, encoder: ClipTextEncoder) -> Tensor:
@@ -238,13 +238,13 @@ class ClassTexts:
         rows = torch.cat(parts)
         return torch.empty_like(rows).index_copy_(0, torch.from_numpy(order).to(device), rows)
 
-    def sentences(self, names: Sequence[str]) -> list[str]:
-        """Return one sentence per name and template, name by name; the background may have its bare name only."""
+    def _tokenize(self, names: list[str]) -> _Tokens:
+        return _Tokens.of(self.tokenizer(self._sentences(names)), self.tokenizer.end_id)
+
+    def _sentences(self, names: list[str]) -> list[str]:
+        """Return one sentence per name and template, name by name."""
         alone = set() if self.background_templates else {BACKGROUND}
         return [(BARE[0] if name in alone else text).format(name) for name in names for text in self.templates]
-
-    def _tokenize(self, names: list[str]) -> _Sentences:
-        return _Sentences.of(self.tokenizer(self.sentences(names)), self.tokenizer.end_id)
 
 
 def strip_suffixes(name: str) -> str:

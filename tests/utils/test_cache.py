@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,27 @@ def test_only_the_newest_files_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert len(names) == KEPT_FILES
     assert {"key0", f"key{KEPT_FILES + 1}"} <= names
     assert cached_tensor("kind", "key0", (1,), lambda: torch.tensor([-1])).tolist() == [0]
+
+
+def test_many_ranks_may_write_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog):
+    monkeypatch.setenv("LOCAP_CACHE", str(tmp_path))
+    ranks = 12
+    together = threading.Barrier(ranks)
+
+    def compute() -> torch.Tensor:
+        together.wait(timeout=60)  # nobody finds a file
+        return torch.arange(50_000)
+
+    def work(rank: int) -> list[torch.Tensor]:
+        return [cached_tensor("kind", "same", (50_000,), compute), cached_tensor("kind", f"own{rank}", (2,), own)]
+
+    def own() -> torch.Tensor:
+        return torch.ones(2)
+
+    with ThreadPoolExecutor(ranks) as pool, caplog.at_level("WARNING", logger="locap"):
+        for same, _ in pool.map(work, range(ranks)):
+            assert torch.equal(same, torch.arange(50_000))
+    assert not caplog.records
+    names = {path.stem for path in (tmp_path / "kind").iterdir()}
+    assert len(names) <= ranks + 1
+    assert not any(name.startswith(".") for name in names)
