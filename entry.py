@@ -1,4 +1,4 @@
-"""locap's command line: train | evaluate | predict | quickstart.
+"""locap's command line: train | evaluate | predict | export | combine | quickstart.
 
 Examples:
     python entry.py train    --conf_files configs/quickstart.yaml
@@ -35,6 +35,7 @@ from typing import Any  # noqa: E402
 from omegaconf import read_write  # noqa: E402
 
 from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
+from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
 from locap.utils.errors import EXIT_INTERNAL, LocapError, UsageError  # noqa: E402
 from locap.utils.logging import set_up_logging  # noqa: E402
@@ -63,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
-    commands = parser.add_subparsers(required=True, metavar="train | evaluate | predict | quickstart")
+    commands = parser.add_subparsers(
+        required=True, metavar="train | evaluate | predict | export | combine | quickstart"
+    )
 
     train = commands.add_parser("train", help="train a system")
     train.set_defaults(command=run_train)
@@ -73,8 +76,17 @@ def make_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="segment and describe images")
     predict.set_defaults(command=run_predict)
     add_predict_arguments(predict)
-    for command in (train, evaluate, predict):
-        add_config_arguments(command, required=command is not predict)
+    export = commands.add_parser("export", help="write weights in the layout of the original code")
+    export.set_defaults(command=run_export)
+    add_export_arguments(export)
+    for command in (train, evaluate, predict, export):
+        add_config_arguments(command, required=command in (train, evaluate))
+
+    merge = commands.add_parser("combine", help="add GRiT's captioner to X-Decoder's weights, to train Pix2Cap from")
+    merge.set_defaults(command=run_combine)
+    merge.add_argument("--xdecoder", default=XDECODER_FILE, metavar="FILE", help="default: %(default)s")
+    merge.add_argument("--grit", default=GRIT_FILE, metavar="FILE", help="default: %(default)s")
+    merge.add_argument("--output", default=OUTPUT_FILE, metavar="FILE", help="default: %(default)s")
 
     quickstart = commands.add_parser("quickstart", help="train a tiny system on drawn scenes and write a report")
     quickstart.set_defaults(command=run_quickstart)
@@ -96,6 +108,16 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FOLDER", help="a run folder: its config.yaml and newest weights")
     parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and JSON go")
     parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of export."""
+    parser.add_argument("--model", metavar="FOLDER", help="a run folder; else --conf_files and RESUME_FROM")
+    parser.add_argument("--layout", default="original", choices=["original"], help="of the names (default: original)")
+    parser.add_argument(
+        "--like", metavar="FILE", help="file of the original, for tensors that it stores but never reads"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help=".pt as the original reads it, or .safetensors")
 
 
 def read_config(arguments: argparse.Namespace) -> Any:
@@ -142,6 +164,21 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
     device = pick_device(device_of(cfg))
     predict_images(cfg, arguments.image, Path(arguments.output), device=device, name=arguments.name)
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Write the weights of a run, or of RESUME_FROM, in another layout."""
+    cfg = read_config(arguments)
+    from locap.modeling.systems import export_weights
+
+    path = export_weights(cfg, arguments.output, layout=arguments.layout, like=arguments.like)
+    sys.stderr.write(f"written: {path}\n")
+
+
+def run_combine(arguments: argparse.Namespace) -> None:
+    """Merge X-Decoder's weights and GRiT's captioner."""
+    path = combine_files(arguments.xdecoder, arguments.grit, arguments.output)
+    sys.stderr.write(f"written: {path}\n")
 
 
 def run_quickstart(arguments: argparse.Namespace) -> int:

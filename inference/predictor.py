@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,10 @@ from ..datasets.collate import collate
 from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, write_records
 from ..datasets.transforms.mapper import EvalMapper
-from ..modeling.checkpoints.loader import find_weights, load_weights
-from ..modeling.systems import find_system
+from ..modeling.systems import build_trained
 from ..utils import untrusted
-from ..utils.errors import UsageError
 from ..utils.files import atomic_path
 from .visualise import draw_record, print_regions
-
-_log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -48,19 +43,8 @@ class Predictor:
             UsageError: RESUME_FROM is empty.
             CheckpointError: the weights are missing or don't fit.
         """
-        if not cfg.RESUME_FROM:
-            raise UsageError(
-                "There are no weights to predict with.",
-                where="RESUME_FROM",
-                value="",
-                allowed="a weights file, a checkpoint or run folder",
-                fix="--overrides RESUME_FROM <run folder>, or --model <run folder>",
-            )
-        find_weights(Path(cfg.RESUME_FROM))
         categories = categories_of(cfg.DATASETS.TEST)
-        system = find_system(cfg.MODEL.NAME)
-        model = system.model(cfg, categories, system.tokenizer(cfg)).to(device)
-        _log.info("weights: %s", load_weights(model, cfg.RESUME_FROM))
+        model = build_trained(cfg, categories, device=device)
         inputs = cfg.COCO.INPUT
         return cls(model, categories, EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST))
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.records import Category
 from ..utils.errors import UsageError
 from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
+from .backbones.davit import DaViT
 from .backbones.focal import FocalNet
+from .backbones.sam_vit import SIZES, SamViT
 from .backbones.timm_backbone import TimmBackbone
+from .heads.dense import DenseHead, SemanticHead, WordHead
 from .heads.panoptic import PanopticThresholds
 from .heads.segmentation import InferenceModes
-from .heads.semantic import SemanticHead
 from .layers.images import ImageBatch
 from .losses.criterion import SegmentWeights, SetCriterion
 from .matching.hungarian import MatchingCosts
 from .pix2cap import Pix2Cap, TrainingOptions
+from .pix2cap_layouts import to_original
 from .pixel_decoders.deformable import DeformablePixelDecoder
 from .pixel_decoders.fpn import TransformerFPN
 from .region_encoders.query_decoder import QueryDecoder
@@ -29,6 +32,10 @@ from .text_encoders.class_texts import BARE, CLIP_TEMPLATES, ClassTexts
 from .text_encoders.clip_text import ClipTextEncoder
 
 FROZEX_TRAINED = ("captioner.", "region_proj.", "region_tokens.", "decoder.classifier.")
+STARTS_FRESH = (  # X-Decoder and GRiT have none of these, nor have original files the optional aids
+    *("region_proj.", "decoder.box_embed."),
+    *("region_tokens.", "auxiliary.", "decoder.pooled_proj.", "decoder.geometry_proj."),
+)
 MASK_HEAD_TRAINED = ("decoder.cross_attention.", "decoder.self_attention.", "decoder.ffn.", "decoder.mask_embed.")
 
 
@@ -84,17 +91,38 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         ),
         thresholds=PanopticThresholds(decoder_cfg.TEST.OBJECT_MASK_THRESHOLD, decoder_cfg.TEST.OVERLAP_THRESHOLD),
         search=_caption_search(model.TEXT_DECODER),
-        semantic_head=_semantic_head(model, categories) if options.semantic_weight else None,
+        auxiliary=_auxiliary(model, categories, tokenizer),
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
     )
     _freeze(system, cfg)
     return system.train()
 
 
+def original_pix2cap(
+    cfg: Any, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return a configured system's weights in the layout of the original Pix2Cap; see `to_original`."""
+    model = cfg.MODEL
+    weights = {"num_classes": model.ENCODER.NUM_CLASSES, "no_object_weight": model.DECODER.NO_OBJECT_WEIGHT}
+    return to_original(tensors, like=like, **weights)
+
+
 def build_backbone(cfg: Any) -> nn.Module:
     """Return the image encoder that MODEL.BACKBONE names."""
     if cfg.NAME.startswith("timm:"):
         return TimmBackbone(cfg.NAME.removeprefix("timm:"), pretrained=cfg.LOAD_PRETRAINED)
+    if cfg.NAME == "vit":
+        dim, depth, num_heads = SIZES[cfg.VIT.SIZE]
+        return SamViT(dim=dim, depth=depth, num_heads=num_heads)
+    if cfg.NAME == "davit":
+        return DaViT(
+            dims=cfg.DAVIT.DIM_EMBED,
+            depths=cfg.DAVIT.DEPTHS,
+            num_heads=cfg.DAVIT.NUM_HEADS,
+            window=cfg.DAVIT.WINDOW_SIZE,
+            down_kernel=cfg.DAVIT.PATCH_SIZE[-1],
+            drop_path=cfg.DAVIT.DROP_PATH_RATE,
+        )
     focal = cfg.FOCAL
     return FocalNet(
         embed_dim=focal.EMBED_DIM,
@@ -209,9 +237,16 @@ def _criterion(cfg: Any) -> SetCriterion:
     )
 
 
-def _semantic_head(model: Any, categories: Sequence[Category]) -> SemanticHead:
-    thing = model.DECODER.SEMANTIC_AUX_THING_WEIGHT
-    return SemanticHead(model.ENCODER.MASK_DIM, [thing if category.is_thing else 1.0 for category in categories])
+def _auxiliary(model: Any, categories: Sequence[Category], tokenizer: CaptionTokenizer) -> dict[str, DenseHead]:
+    cfg, dim = model.DECODER, model.ENCODER.MASK_DIM
+    heads: dict[str, DenseHead] = {}
+    if cfg.SEMANTIC_AUX_WEIGHT:
+        factors = [cfg.SEMANTIC_AUX_THING_WEIGHT if category.is_thing else 1.0 for category in categories]
+        heads["semantic"] = SemanticHead(dim, factors, weight=cfg.SEMANTIC_AUX_WEIGHT)
+    if cfg.WORDS_AUX_WEIGHT:
+        no_words = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+        heads["words"] = WordHead(dim, tokenizer.vocab_size, no_words, weight=cfg.WORDS_AUX_WEIGHT)
+    return heads
 
 
 def _training_options(model: Any) -> TrainingOptions:
@@ -224,7 +259,6 @@ def _training_options(model: Any) -> TrainingOptions:
         box_points=min(cfg.TOP_DETECTION_LAYERS, points),
         caption_match=cfg.DENSECAPTION_MATCH,
         caption_gradient_scale=cfg.CAPTION_GRADIENT_SCALE,
-        semantic_weight=cfg.SEMANTIC_AUX_WEIGHT,
         frozen_in_eval=model.FROZEN_MODE == "eval",
     )
 

@@ -9,7 +9,7 @@ Shapes: B images, Q object queries, D width, K classes, R regions to describe, M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ..datasets.batches import Batch
 from ..datasets.records import Category, Record
 from ..utils.tokenizers import CaptionTokenizer
+from .heads.dense import DenseHead
 from .heads.masks import Frame, QueryMasks
 from .heads.panoptic import PanopticThresholds
 from .heads.results import record_of
 from .heads.segmentation import InferenceModes, Segmentation, segment
-from .heads.semantic import SemanticHead
 from .layers.frozen import rest_frozen
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
@@ -32,6 +32,7 @@ from .losses.criterion import Matches, SegmentTargets, SetCriterion
 from .losses.points import PointSource, SeededPoints
 from .losses.terms import LossTerm
 from .matching.hungarian import Match, assign, best_overlap
+from .pix2cap_layouts import PIX2CAP_LAYOUTS
 from .region_encoders.image_queries import ImageQueries, split_images
 from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPrediction
 from .region_encoders.region_tokens import RegionTokens
@@ -53,7 +54,6 @@ class TrainingOptions:
         caption_match: which query learns a segment's caption: the one whose mask overlaps it most ("iou", published) or
             the one matched to it ("hungarian").
         caption_gradient_scale: factor of the caption loss's gradient into the regions.
-        semantic_weight: factor of the dense semantic loss.
         frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
     """
 
@@ -63,7 +63,6 @@ class TrainingOptions:
     box_points: int
     caption_match: str = "iou"
     caption_gradient_scale: float = 1 / 3
-    semantic_weight: float = 0.0
     frozen_in_eval: bool = True
 
     @property
@@ -89,11 +88,16 @@ class Pix2Cap(nn.Module):
         tokenizer: of captions.
         criterion, options: the training objective.
         modes, thresholds: what inference returns.
-        semantic_head: dense auxiliary classifier, or None.
+        auxiliary: heads that learn from every position of the mask features, by the name of their loss.
         class_query_in_panoptic: let the class query (last row) become segments and instances, without a caption, and
             add to the semantic scores, as X-Decoder does.
         search: how captions are looked for.
+
+    Attributes:
+        layouts: what weights of other code bases load into it.
     """
+
+    layouts = PIX2CAP_LAYOUTS
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Pix2Cap(nn.Module):
         modes: InferenceModes,
         thresholds: PanopticThresholds,
         search: CaptionSearch,
-        semantic_head: SemanticHead | None = None,
+        auxiliary: Mapping[str, DenseHead] | None = None,
         class_query_in_panoptic: bool = True,
     ) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class Pix2Cap(nn.Module):
         self.decoder, self.lang_encoder, self.captioner = decoder, lang_encoder, captioner
         self.region_tokens = region_tokens
         self.region_proj = nn.Linear(region_tokens.dim, region_dim)
-        self.semantic_head = semantic_head
+        self.auxiliary = nn.ModuleDict(auxiliary or {})
         self.class_texts, self.tokenizer = class_texts, tokenizer
         self.criterion, self.options = criterion, options
         self.modes, self.thresholds, self.search = modes, thresholds, search
@@ -155,8 +159,8 @@ class Pix2Cap(nn.Module):
             "segments": sum(map(len, batch.targets)),
             "words": words,
         }
-        if self.semantic_head is not None:
-            counts["positions"] = self.semantic_head.count(batch.targets)
+        for head in self.auxiliary.values():
+            counts[head.counted] = head.count(batch.targets)
         return counts
 
     def encode(self, images: Tensor, class_texts: Tensor) -> tuple[DecodedQueries, dict[str, Tensor]]:
@@ -184,19 +188,18 @@ class Pix2Cap(nn.Module):
         matches, overlaps = self._pair(predictions, views, targets, points)
         losses: dict[str, LossTerm] = {}
         options, maps = self.options, decoded.mask_features
-        for layer, prediction in enumerate(predictions[: options.mask_points]):
-            found = matches[layer]
-            losses |= self.criterion.losses(prediction, maps, targets, found, points, layer, self.num_objects)
-        for layer, prediction in enumerate(predictions[: options.box_points]):
-            losses |= self.criterion.box_terms(prediction, targets, matches[layer], layer)
+        for layer, (prediction, found) in enumerate(zip(predictions, matches, strict=False)):
+            if layer < options.mask_points:
+                losses |= self.criterion.losses(prediction, maps, targets, found, points, layer, self.num_objects)
+            if layer < options.box_points:
+                losses |= self.criterion.box_terms(prediction, targets, found, layer)
         if options.caption_weight:
             queries = overlaps if options.caption_match == "iou" else matches
             readings = self._caption_targets(views, batch, queries[: options.caption_points])
             pad_id, weight = self.tokenizer.pad_id, options.caption_weight
             losses |= caption_losses(self.captioner, readings, pad_id=pad_id, weight=weight)
-        if self.semantic_head is not None:
-            total = self.semantic_head.loss(maps, batch.targets)
-            losses["loss_semantic"] = LossTerm(total, "positions", options.semantic_weight)
+        for name, head in self.auxiliary.items():
+            losses[f"loss_{name}"] = LossTerm(head.loss(maps, batch.targets), head.counted, head.weight)
         return losses
 
     @torch.no_grad()

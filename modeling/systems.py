@@ -1,27 +1,45 @@
-"""The systems, by MODEL.NAME. Each is one file and its builder; deleting both and the line here removes it."""
+"""The systems, by MODEL.NAME. Each is one file, its builder and its layouts; deleting these and its line removes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..datasets.records import Category
+from ..utils import untrusted
 from ..utils.errors import UsageError, nearest
-from .build_pix2cap import build_pix2cap, build_tokenizer
+from ..utils.files import write_tensors
+from .build_pix2cap import STARTS_FRESH, build_pix2cap, build_tokenizer, original_pix2cap
+from .checkpoints.loader import find_weights, load_weights
+
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """How to make a system's caption tokenizer and the system itself."""
+    """How to make a system, and what may be done with its weights.
+
+    Attributes:
+        tokenizer: cfg -> its caption tokenizer.
+        model: cfg, categories, tokenizer -> the system itself.
+        starts_fresh: beginnings of names that weights to start *training* from may lack.
+        exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
+    """
 
     tokenizer: Callable[[Any], Any]
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
+    starts_fresh: tuple[str, ...] = ()
+    exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
 
 
-SYSTEMS = {"pix2cap_model": System(build_tokenizer, build_pix2cap)}
+SYSTEMS = {
+    "pix2cap_model": System(build_tokenizer, build_pix2cap, STARTS_FRESH, {"original": original_pix2cap}),
+}
 
 
 def find_system(name: str) -> System:
@@ -40,3 +58,53 @@ def find_system(name: str) -> System:
             fix=f"--overrides MODEL.NAME {guess}" if guess else None,
         )
     return SYSTEMS[name]
+
+
+def configured_weights(cfg: Any) -> Path:
+    """Return the weights file that RESUME_FROM means.
+
+    Raises:
+        UsageError: it is empty.
+        CheckpointError: there is no such file.
+    """
+    if not cfg.RESUME_FROM:
+        raise UsageError(
+            "No weights are given.",
+            where="RESUME_FROM",
+            value="",
+            allowed="a weights file, a checkpoint or run folder",
+            fix="--overrides RESUME_FROM <run folder>; predict also takes --model, and evaluate --predictions FILE",
+        )
+    return find_weights(Path(cfg.RESUME_FROM))
+
+
+def build_trained(
+    cfg: Any, categories: Sequence[Category], tokenizer: Any = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Build the configured system with the weights of RESUME_FROM, every one of them, to evaluate or predict.
+
+    Raises:
+        UsageError, CheckpointError: as `configured_weights`; also when the weights do not fit.
+    """
+    configured_weights(cfg)  # a wrong path is told before the model is built
+    system = find_system(cfg.MODEL.NAME)
+    model = system.model(cfg, categories, tokenizer or system.tokenizer(cfg)).to(device)
+    load_weights(model, cfg.RESUME_FROM)
+    return model
+
+
+def export_weights(cfg: Any, output: str | Path, *, layout: str = "original", like: str | Path | None = None) -> Path:
+    """Write the weights of RESUME_FROM in another layout; no model is built.
+
+    Args:
+        cfg: the resolved configuration that the weights belong to.
+        output: a ``.pt`` or ``.pth``, as the original code reads them, or a ``.safetensors``.
+        layout: a key of the system's ``exports``.
+        like: a file of that layout; tensors that its code stores but never reads are copied from it.
+
+    Raises:
+        UsageError, CheckpointError: as `configured_weights`; also when the layout has no place for a tensor.
+    """
+    weights = untrusted.load_flat_tensors(configured_weights(cfg))
+    copied = None if like is None else untrusted.load_flat_tensors(like)
+    return write_tensors(output, find_system(cfg.MODEL.NAME).exports[layout](cfg, weights, copied))

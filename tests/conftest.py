@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -61,3 +62,12 @@ def build(tiny_pix2cap: ModuleType) -> Callable[..., Any]:
 def make_batch(tiny_pix2cap: ModuleType) -> Callable[..., Any]:
     """``make_batch(segments per image, sizes=None, seed=0)``: noise with rectangles, 64 x 64 unless told otherwise."""
     return tiny_pix2cap.make_batch
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_pytest():
+    """Commands set up logging once per process; undo it, so that every test sees its own messages."""
+    yield
+    logger = logging.getLogger("locap")
+    logger.handlers.clear()
+    logger.propagate = True

@@ -12,20 +12,18 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..utils import untrusted
 from ..utils.errors import CheckpointError, LocapError
-from ..utils.files import atomic_path, sync, write_json, write_text
+from ..utils.files import disk_errors, sync, write_json, write_text
 
 FORMAT_VERSION = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -52,27 +50,6 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     return tensors
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file atomically.
-
-    Raises:
-        CheckpointError: the disk is full, or cannot be written to.
-    """
-    with _disk_errors("The weights could not be written", path), atomic_path(path) as temporary:
-        save_file(dict(tensors), temporary)
-
-
-@contextmanager
-def _disk_errors(what: str, path: Path) -> Iterator[None]:
-    """Say what could not be written, and why."""
-    try:
-        yield
-    except (OSError, SafetensorError) as err:
-        reason = getattr(err, "strerror", None) or err
-        fix = "free disk space; what was saved before is intact"
-        raise CheckpointError(f"{what}: {reason}.", where=str(path), fix=fix) from err
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -136,7 +113,7 @@ class CheckpointFolder:
             return final
         temporary = self.root / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
         try:
-            with _disk_errors("The checkpoint could not be written", final):
+            with disk_errors("The checkpoint could not be written", final):
                 temporary.mkdir(parents=True)
                 save_file(model_tensors(model), temporary / "model.safetensors")
                 save_file(optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")

@@ -17,12 +17,12 @@ from ..datasets.batches import Batch
 from ..datasets.loader import Reader, TrainLoader
 from ..evaluation.report import print_results
 from ..evaluation.results import ProtocolResult
-from ..modeling.checkpoints.loader import find_weights, load_weights
-from ..modeling.systems import find_system
+from ..modeling.checkpoints.loader import load_weights
+from ..modeling.systems import build_trained, configured_weights, find_system
 from ..utils import untrusted
 from ..utils.config import save_config
-from ..utils.errors import UsageError
-from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, save_tensors, verify
+from ..utils.files import write_tensors
+from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, verify
 from .data import First, open_reader, train_loader
 from .distributed import World, on_main
 from .evaluate import check_protocols, evaluate_model, headline, precision, score_stored
@@ -46,14 +46,17 @@ class Experiment:
 
 
 def build_experiment(cfg: Any, world: World, *, training: bool) -> Experiment:
-    """Open the data sets and build the system, the same weights on every rank."""
+    """Open the data sets and build the system, the same weights on every rank; those of RESUME_FROM to evaluate."""
     train_reader = open_reader(cfg.DATASETS.TRAIN, cfg) if training else None
     test_reader = open_reader(cfg.DATASETS.TEST, cfg)
     check_protocols(cfg, test_reader.categories)
     system = find_system(cfg.MODEL.NAME)
     tokenizer = system.tokenizer(cfg)
-    torch.manual_seed(cfg.SEED)
-    model = system.model(cfg, (train_reader or test_reader).categories, tokenizer).to(world.device)
+    if train_reader is None:
+        model = build_trained(cfg, test_reader.categories, tokenizer, world.device)
+    else:
+        torch.manual_seed(cfg.SEED)
+        model = system.model(cfg, train_reader.categories, tokenizer).to(world.device)
     return Experiment(model, tokenizer, train_reader, test_reader)
 
 
@@ -70,12 +73,12 @@ class TrainingRun:
         if cfg.RESUME:
             resumed_run(cfg.RESUME_FROM)
         if cfg.WEIGHT:
-            find_weights(Path(cfg.RESUME_FROM))  # a wrong path is told before the model is built
+            configured_weights(cfg)  # a wrong path is told before the model is built
         self.experiment = build_experiment(cfg, world, training=True)
         self.model = self.experiment.model
         self.loader = train_loader(self.experiment.train_reader, self.experiment.tokenizer, cfg, world)
         if cfg.WEIGHT:
-            _log.info("weights: %s", load_weights(self.model, cfg.RESUME_FROM))
+            load_weights(self.model, cfg.RESUME_FROM, allow_missing=find_system(cfg.MODEL.NAME).starts_fresh)
         self.max_steps = max_steps(cfg, self.loader)
         self.loop = self._loop()
         self.folder = make_run_folder(cfg)
@@ -130,7 +133,7 @@ class TrainingRun:
 
     def _export(self) -> str:
         path = self.folder / "model.safetensors"
-        save_tensors(model_tensors(self.model), path)
+        write_tensors(path, model_tensors(self.model))
         return str(path)
 
     def _trackers(self) -> Trackers:
@@ -249,17 +252,8 @@ def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[
     """
     if predictions is not None:
         return score_stored(cfg, predictions) if world.is_main else []
-    if not cfg.RESUME_FROM:
-        raise UsageError(
-            "There is nothing to evaluate.",
-            where="RESUME_FROM",
-            value="",
-            allowed="a weights file, a checkpoint or run folder; or --predictions FILE",
-            fix="--overrides RESUME_FROM <run folder>",
-        )
-    find_weights(Path(cfg.RESUME_FROM))
+    configured_weights(cfg)  # a wrong path is told before the data sets are read
     experiment = build_experiment(cfg, world, training=False)
-    _log.info("weights: %s", load_weights(experiment.model, cfg.RESUME_FROM))
     folder = Path(cfg.SAVE_DIR) / cfg.BASENAME / "evaluation"
     name = ", ".join(cfg.DATASETS.TEST)
     results = evaluate_model(experiment.model, experiment.test_reader, cfg, world, folder, name=name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -88,7 +90,11 @@ class TrainingLoop:
     def _distributed(self, model: nn.Module) -> nn.Module:
         if self.world.size == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # gradients of 1 x 1 convolutions come with other strides of the same order: the copy costs nothing
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def run(
         self,

@@ -173,7 +173,7 @@ class FocalNet(nn.Module):
         stem = {"kernel_size": 7, "padding": 3 if depthwise else 2} if conv_embed else {"kernel_size": 4, "padding": 0}
         down = {"kernel_size": 3, "padding": 1} if conv_embed else {"kernel_size": 2, "padding": 0}
         self.patch_embed = PatchEmbed(3, embed_dim, stride=4, norm=patch_norm, **stem)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
 
         def block(stage: int) -> FocalBlock:
             modulation = FocalModulation(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...utils import untrusted
 from ...utils.errors import CheckpointError
+from .adapter import to_ours
+from .key_table import Layout
 
-PREFIXES = ("module.", "model.", "_orig_mod.")
-NESTED = ("model", "module", "state_dict", "model_state_dict")
 _SHOWN = 6
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -24,66 +25,98 @@ class LoadReport:
     """What became of every tensor.
 
     Attributes:
+        layout: the foreign layout of the file, None for our own.
         loaded: names that were filled.
         missing: names of the model that the file lacks.
         unexpected: names of the file that the model lacks.
         misshapen: name -> (shape in the file, shape in the model).
+        ignored: names of the file that belong to parts which the system does not have, known by name.
+        inert: names of the file that no code reads, known by name.
     """
 
+    layout: str | None = None
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    inert: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded"]
+        origin = f" from the layout of {self.layout}" if self.layout else ""
+        lines = [f"{len(self.loaded)} tensors loaded{origin}"]
         for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
                 lines.append(f"{len(names)} {title}: {_by_part(names)}")
         if self.misshapen:
             shown = [f"{name} {a} -> {b}" for name, (a, b) in list(self.misshapen.items())[:_SHOWN]]
-            lines.append(f"{len(self.misshapen)} of another shape (file -> model): {', '.join(shown)}")
+            more = ", …" if len(self.misshapen) > _SHOWN else ""
+            lines.append(f"{len(self.misshapen)} of another shape (file -> model): {', '.join(shown)}{more}")
+        for title, names in (("of other parts ignored", self.ignored), ("that nothing reads ignored", self.inert)):
+            if names:
+                lines.append(f"{len(names)} {title}: {_by_part(names)}")
         return "; ".join(lines)
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[str] = ()) -> LoadReport:
-    """Fill a model from a weights file or a checkpoint folder.
+    """Fill a model from a weights file or a checkpoint folder, and log the report.
+
+    Names are the model's own or those of a foreign layout that it lists as ``layouts`` (a sequence of
+    `key_table.Layout`); which of them is told from the names in the file.
 
     Args:
         model: the model.
-        path: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``, flat or nested; or a folder with ``model.safetensors``,
-            or a run folder, whose newest checkpoint is taken.
-        allow_missing: beginnings of names that the file may lack.
+        path: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``, flat or nested; or a folder, see `find_weights`.
+        allow_missing: beginnings of names that the file may lack; they keep their values, and a warning says so.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit; the message groups the names by part.
     """
     file = find_weights(Path(path))
-    tensors = strip_prefixes(flatten(untrusted.load_tensors(file), file), set(model.state_dict()))
-    report, fitting = compare(model, tensors)
+    own = model.state_dict()
+    found = to_ours(untrusted.load_flat_tensors(file), getattr(model, "layouts", ()), own.__contains__)
+    report, fitting = compare(model, found.tensors)
+    if found.layout is not None:
+        report.layout, report.ignored, report.inert = found.layout.name, found.ignored, list(found.inert)
     intolerable = [name for name in report.missing if not name.startswith(tuple(allow_missing))]
     if not report.loaded or report.misshapen or report.unexpected or intolerable:
-        raise CheckpointError(
-            "The weights do not fit the model.",
-            where=str(file),
-            value=str(report),
-            allowed="every tensor of the model, in its shape, and no other",
-            fix="give the configuration that the weights were trained with (config.yaml of their run)",
-        )
-    _refuse_nan(fitting, file)
+        raise _misfit(file, report, intolerable, found.layout)
+    _refuse_bad_values(fitting, file)
     model.load_state_dict(fitting, strict=False)
+    if report.missing:
+        _log.warning("weights %s: %s. What is missing keeps its starting values.", file, report)
+    else:
+        _log.info("weights %s: %s", file, report)
     return report
+
+
+def _misfit(file: Path, report: LoadReport, missing: Sequence[str], layout: Layout | None) -> CheckpointError:
+    fixes = ["give the configuration that the weights were trained with (config.yaml of their run)"]
+    if layout is not None:
+        fixes += [text for part, text in layout.advice.items() if any(name.startswith(part) for name in missing)]
+    return CheckpointError(
+        "The weights do not fit the model.",
+        where=str(file),
+        value=str(report),
+        allowed="every tensor of the model, in its shape, and no other",
+        fix="; ".join(fixes),
+    )
 
 
 def find_weights(path: Path) -> Path:
     """Return the weights file that a path means.
 
+    A folder is one with ``model.safetensors``, a run folder, whose newest checkpoint is taken, or a folder that
+    X-Decoder's trainer wrote.
+
     Raises:
         CheckpointError: there is none.
     """
     if path.is_dir():
-        candidates = [path / "model.safetensors", path / "default" / "model_state_dict.pt"]
+        candidates = [path / "model.safetensors"]
         candidates += sorted(path.glob("checkpoints/step_????????/model.safetensors"), reverse=True)
+        candidates += [path / "default" / name for name in ("model_state_dict.pt", "module_training_states.pt")]
+        candidates += sorted(path.glob("????????/default/model_state_dict.pt"), reverse=True)
         path = next((candidate for candidate in candidates if candidate.is_file()), path)
     if not path.is_file():
         raise CheckpointError(
@@ -95,41 +128,17 @@ def find_weights(path: Path) -> Path:
     return path
 
 
-def flatten(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a flat or nested checkpoint.
+def compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Return the report and the tensors that fit; a shared tensor is present when any of its names is.
 
     Raises:
-        CheckpointError: it holds no tensors.
+        CheckpointError: two names of one tensor of the model hold different values.
     """
-    for key in NESTED:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError("The file holds no weights.", where=str(file), value=f"keys {list(content)[:_SHOWN]}")
-    return tensors
-
-
-def strip_prefixes(tensors: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """Take prefixes of wrappers (``module.``, ``model.``) off names that the model does not know."""
-
-    def strip(name: str) -> str:
-        short = name
-        while short not in known and short.startswith(PREFIXES):
-            short = short.split(".", 1)[1]
-        return short if short in known else name
-
-    return {strip(name): tensor for name, tensor in tensors.items()}
-
-
-def compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Return the report and the tensors that fit; a shared tensor is present when any of its names is."""
     report, fitting = LoadReport(), {}
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     shared: dict[int, list[str]] = {}
     for name, tensor in own.items():
-        shared.setdefault(tensor.data_ptr(), []).append(name)
+        shared.setdefault(id(tensor), []).append(name)
     for name, tensor in tensors.items():
         if name not in own:
             report.unexpected.append(name)
@@ -138,22 +147,33 @@ def compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[LoadReport
         else:
             report.loaded.append(name)
             fitting[name] = tensor
-    report.missing = [
-        name
-        for name, tensor in own.items()
-        if name not in tensors and not any(alias in tensors for alias in shared[tensor.data_ptr()])
-    ]
+    for names in shared.values():
+        present = [name for name in names if name in tensors]
+        if not present:
+            report.missing += names
+        _refuse_differing([name for name in present if name in fitting], fitting)
     return report, fitting
 
 
-def _refuse_nan(tensors: Mapping[str, Tensor], file: Path) -> None:
+def _refuse_differing(names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse two values for one tensor of the model: one would be lost."""
+    for first, other in pairwise(names):
+        a, b = tensors[first], tensors[other]
+        if a is not b and a.data_ptr() != b.data_ptr() and not torch.equal(a, b):
+            raise CheckpointError("Two names of one shared tensor hold different values.", value=f"{first}, {other}")
+
+
+def _refuse_bad_values(tensors: Mapping[str, Tensor], file: Path) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise CheckpointError("The weights hold NaN or infinity.", where=str(file), value=", ".join(bad[:_SHOWN]))
 
 
 def _by_part(names: Sequence[str]) -> str:
-    """Return names counted by their first two components, with examples."""
-    parts = Counter(".".join(name.split(".")[:2]) for name in names)
-    shown = [f"{part} ({count})" for part, count in parts.most_common(_SHOWN)]
+    """Return names counted by the part they belong to, up to two components; one alone is shown whole."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(".".join(name.split(".")[:-1][:2]) or name, []).append(name)
+    counted = sorted(parts.items(), key=lambda item: -len(item[1]))
+    shown = [f"{part} ({len(members)})" if len(members) > 1 else members[0] for part, members in counted[:_SHOWN]]
     return ", ".join(shown) + (", …" if len(parts) > _SHOWN else "")

@@ -52,17 +52,17 @@ class _SmoothedDivergence(torch.autograd.Function):
             torch.logsumexp(x, -1, out=total)
             chosen = x.gather(1, word[:, None])[:, 0]
             loss.copy_(total - floor * x.sum(-1) - (1 - smoothing - floor) * chosen + entropy)
-        ctx.save_for_backward(logits, words, partition)
+        ctx.save_for_backward(logits, words)
         ctx.smoothing, ctx.floor = smoothing, floor
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, words, partition = ctx.saved_tensors
+        logits, words = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for x, word, total, factor, part in _in_pieces(logits, words, partition, grad, out):
-            slope = (x.float() - total[:, None]).exp_().sub_(ctx.floor)
+        for x, word, factor, part in _in_pieces(logits, words, grad, out):
+            slope = x.float().softmax(-1).sub_(ctx.floor)  # sums to one exactly, exp(x - log sum) would not
             peak = slope.new_full((len(word), 1), ctx.smoothing + ctx.floor - 1)
             part.copy_(slope.scatter_add_(1, word[:, None], peak).mul_(factor[:, None]))
         return out, None, None

@@ -15,6 +15,7 @@ from ..layers.mask_pooling import mask_geometry, mask_pool
 from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_encoding
 
+RELATIVE = 5  # numbers that say where one region lies as seen from another
 KINDS = ("query", "global", "mask_pooled", "position", "grid", "others")
 
 
@@ -24,7 +25,8 @@ class RegionTokens(nn.Module):
     Published models read ``("query", "global")``: the query's state and the image's strongest activations. The other
     kinds show the captioner the picture itself: ``mask_pooled``, the mean of the fine features under the mask;
     ``grid``, the fine features on a ``grid_size`` x ``grid_size`` raster over the mask's extent; ``position``, where
-    the mask lies and how large it is; ``others``, the states and positions of all object queries of the image.
+    the mask lies and how large it is; ``others``, the states of all object queries of the image and where they lie as
+    seen from the region (Relation Networks, arXiv 1711.11575).
 
     Args:
         kinds: of `KINDS`, in the order of the tokens.
@@ -44,8 +46,8 @@ class RegionTokens(nn.Module):
         self.grid_position = nn.Parameter(torch.zeros(grid_size**2, dim)) if "grid" in kinds else None
         published = self.kinds == ("query", "global")
         self.kind_embed = None if published else nn.Parameter(torch.randn(len(self.kinds), dim))
-        needs_geometry = {"position", "others"} & set(kinds)
-        self.position_proj = MLP((4 * (dim // 4), dim, dim)) if needs_geometry else None
+        self.position_proj = MLP((4 * (dim // 4), dim, dim)) if "position" in kinds else None
+        self.relation_proj = MLP((RELATIVE * (dim // 4), dim, dim)) if "others" in kinds else None
 
     @property
     def needs_masks(self) -> bool:
@@ -72,7 +74,7 @@ class RegionTokens(nn.Module):
         Returns:
             (R, M, D), M being one per kind, ``grid_size`` squared for ``grid`` and Q for ``others``.
         """
-        geometry = None if self.position_proj is None else self._positions(mask_logits)  # Q D
+        geometry = None if mask_logits is None else mask_geometry(mask_logits.detach())  # Q 4
         fine = torch.cat(tuple(fine_maps))[None] if fine_maps else None  # 1 C h w
         gathered = []
         for index, kind in enumerate(self.kinds):
@@ -85,15 +87,15 @@ class RegionTokens(nn.Module):
             elif kind == "grid":
                 tokens = self._grid(mask_logits[queries], fine)
             elif kind == "position":
-                tokens = geometry[queries][:, None]
+                tokens = self._encode(self.position_proj, geometry[queries], hidden.dtype)[:, None]
             else:
-                tokens = (hidden + geometry).expand(len(queries), -1, -1)
+                seen = relative_geometry(geometry[queries], geometry)  # R Q 5
+                tokens = hidden + self._encode(self.relation_proj, seen, hidden.dtype)
             gathered.append(tokens if self.kind_embed is None else tokens + self.kind_embed[index])
         return torch.cat(gathered, 1)
 
-    def _positions(self, mask_logits: Tensor) -> Tensor:
-        encoded = sine_encoding(mask_geometry(mask_logits.detach()), self.dim // 4)
-        return self.position_proj(encoded.to(mask_logits.dtype))
+    def _encode(self, proj: MLP, coordinates: Tensor, dtype: torch.dtype) -> Tensor:
+        return proj(sine_encoding(coordinates, self.dim // 4).to(dtype))
 
     def _grid(self, mask_logits: Tensor, fine: Tensor) -> Tensor:
         """Sample the fine maps on a raster over each mask's extent: (R, h, w) -> (R, grid_size ** 2, D)."""
@@ -106,3 +108,18 @@ class RegionTokens(nn.Module):
         samples = F.grid_sample(fine, (2 * raster.flatten(0, 1) - 1)[None].to(fine.dtype), align_corners=False)
         tokens = samples[0].flatten(1).t().unflatten(0, (-1, self.grid_size**2))  # R G*G C
         return self.grid_proj(tokens) + self.grid_position
+
+
+def relative_geometry(regions: Tensor, others: Tensor) -> Tensor:
+    """Return where others lie as seen from regions, all in [0, 1].
+
+    Args:
+        regions, others: (R, 4) and (Q, 4), centre and extent in units of the picture.
+
+    Returns:
+        (R, Q, 5): offset x and y (0.5 = same place), distance, extent x and y of the other.
+    """
+    offset = others[None, :, :2] - regions[:, None, :2]
+    distance = offset.norm(dim=-1, keepdim=True) / 2**0.5
+    extent = others[None, :, 2:].expand(len(regions), -1, -1)
+    return torch.cat((offset / 2 + 0.5, distance, extent), -1)

@@ -53,12 +53,67 @@ class Focal:
 
 
 @dataclass
+class DaViT:
+    """DaViT, as in X-Decoder; lists have one entry per stage."""
+
+    DIM_EMBED: list[int] = key([128, 256, 512, 1024], "+ channels", minimum=1)
+    DEPTHS: list[int] = key([1, 1, 9, 1], "+ pairs of blocks", minimum=1)
+    NUM_HEADS: list[int] = key([4, 8, 16, 32], "+ heads of the window attention", minimum=1)
+    NUM_GROUPS: list[int] = key([4, 8, 16, 32], "+ groups of the channel attention, as NUM_HEADS", minimum=1)
+    WINDOW_SIZE: int = key(7, "+ side of the attention windows, tokens", minimum=1)
+    PATCH_SIZE: list[int] = key([7, 2, 2, 2], "+ kernels of the stem and of downsampling, 2 or 3", choices=[7, 2, 3])
+    PATCH_STRIDE: list[int] = key([4, 2, 2, 2], "+ their strides", choices=[4, 2])
+    PATCH_PADDING: list[int] = key([3, 0, 0, 0], "+ their padding, half the kernel; 0 for 2", choices=[3, 0, 1])
+    PATCH_PRENORM: list[bool] = key([False, True, True, True], "+ normalise before the convolution, not after")
+    CONV_AT_ATTN: bool = key(True, "+ depthwise convolution before each attention", choices=[True])
+    CONV_AT_FFN: bool = key(True, "+ depthwise convolution before each MLP", choices=[True])
+    DROP_PATH_RATE: float = key(0.3, "+ stochastic depth of the last block, rising from 0", minimum=0, maximum=0.99)
+    ENABLE_CHECKPOINT: bool = key(
+        False, "+ recompute activations in the backward pass: less memory, slower", choices=[False]
+    )
+
+    @staticmethod
+    def conflicts(davit: Any) -> Iterator[Conflict]:
+        """Yield what X-Decoder's code could build and this one cannot, keys relative to the section."""
+        for name in ("DIM_EMBED", "DEPTHS", "NUM_HEADS"):
+            if len(davit[name]) != 4:
+                yield name, f"{len(davit[name])} entries for four stages"
+        kernel = davit.PATCH_SIZE[-1]
+        padding = 0 if kernel == 2 else 1
+        for name, wanted in (
+            ("NUM_GROUPS", list(davit.NUM_HEADS)),
+            ("PATCH_SIZE", [7, kernel, kernel, kernel]),
+            ("PATCH_STRIDE", [4, 2, 2, 2]),
+            ("PATCH_PADDING", [3, padding, padding, padding]),
+            ("PATCH_PRENORM", [False, True, True, True]),
+        ):
+            if list(davit[name]) != wanted:
+                yield name, f"{list(davit[name])} is not built here, only {wanted}"
+        for dim, heads in zip(davit.DIM_EMBED, davit.NUM_HEADS, strict=False):
+            if dim % heads:
+                yield "DIM_EMBED", f"{dim} is not a multiple of NUM_HEADS {heads}"
+
+
+@dataclass
+class Vit:
+    """SAM's image encoder with a feature pyramid, as in SEEM."""
+
+    SIZE: str = key("base", "+ which of SAM's", choices=["base", "large", "huge"])
+
+
+@dataclass
 class Backbone:
     """Image encoder."""
 
-    NAME: str = key("focal", "focal, focal_dw or timm:<model name>", choices=["focal", "focal_dw", "timm:?*"])
+    NAME: str = key(
+        "focal",
+        "focal, focal_dw, davit, vit or timm:<model name>",
+        choices=["focal", "focal_dw", "davit", "vit", "timm:?*"],
+    )
     LOAD_PRETRAINED: bool = key(False, "start the backbone from PRETRAINED")
     FOCAL: Focal = section(Focal)
+    DAVIT: DaViT = section(DaViT)
+    VIT: Vit = section(Vit)
 
 
 @dataclass
@@ -148,6 +203,9 @@ class QueryDecoder:
     MASK_POOLED_QUERIES: bool = key(False, "+ add features pooled under a query's mask to the query")
     SEMANTIC_AUX_WEIGHT: float = key(0.0, "+ weight of a dense semantic loss on the mask features; 0: none", minimum=0)
     SEMANTIC_AUX_THING_WEIGHT: float = key(1.0, "+ in that loss: weight of thing classes; stuff has 1", minimum=0)
+    WORDS_AUX_WEIGHT: float = key(
+        0.0, "+ weight of a dense loss on the words of the captions, from the mask features; 0: none", minimum=0
+    )
     CLASS_QUERY_IN_PANOPTIC: bool = key(
         True, "+ the class query may become a segment, as upstream; false leaves it out of all of TEST's results"
     )
@@ -224,6 +282,7 @@ class Pix2CapModelConfig(ModelConfig):
         *("MODEL.BACKBONE.FOCAL.PRETRAIN_IMG_SIZE", "MODEL.ENCODER.IGNORE_VALUE", "MODEL.ENCODER.LOSS_WEIGHT"),
         *("MODEL.DECODER.COSINE.*", "MODEL.DECODER.COSINE_WEIGHT", "MODEL.DECODER.TOP_COSINE_LAYERS"),
         *("MODEL.BACKBONE.FOCAL.OUT_FEATURES", "MODEL.BACKBONE.FOCAL.OUT_INDICES", "MODEL.BACKBONE.PRETRAINED"),
+        *(f"MODEL.BACKBONE.{name}.OUT_{what}" for name in ("DAVIT", "VIT") for what in ("FEATURES", "INDICES")),
         *("MODEL.ENCODER.IN_FEATURES", "MODEL.ENCODER.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
         *("MODEL.ENCODER.COMMON_STRIDE", "MODEL.DECODER.BACKBONER_WEIGHT"),
         "MODEL.DECODER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
@@ -252,6 +311,13 @@ class Pix2CapModelConfig(ModelConfig):
             yield "MODEL.BACKBONE.LOAD_PRETRAINED", "only timm: backbones bring weights of their own"
         if list(model.ENCODER.MEMORY_STRIDES) != [32, 16, 8] and model.ENCODER.NAME != "transformer_encoder_fpn":
             yield "MODEL.ENCODER.MEMORY_STRIDES", "only transformer_encoder_fpn offers other strides than 32, 16 and 8"
+        if model.BACKBONE.NAME == "davit":
+            yield from ((f"MODEL.BACKBONE.DAVIT.{name}", why) for name, why in DaViT.conflicts(model.BACKBONE.DAVIT))
+        if model.BACKBONE.NAME == "vit" and model.DECODER.SIZE_DIVISIBILITY != 1024:
+            yield (
+                "MODEL.DECODER.SIZE_DIVISIBILITY",
+                "MODEL.BACKBONE.NAME vit takes images of 1024 x 1024 only: give 1024",
+            )
         for name in ("FOCAL_LEVELS", "FOCAL_WINDOWS"):
             if len(focal[name]) != len(focal.DEPTHS):
                 yield f"MODEL.BACKBONE.FOCAL.{name}", f"{len(focal[name])} stages, but DEPTHS has {len(focal.DEPTHS)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -145,12 +144,3 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _messages_reach_pytest():
-    """Commands set up logging once per process; undo it, so that every test sees its own messages."""
-    yield
-    logger = logging.getLogger("locap")
-    logger.handlers.clear()
-    logger.propagate = True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 
+from locap.modeling.backbones.davit import DaViT
 from locap.modeling.backbones.focal import FocalNet
 from locap.modeling.backbones.timm_backbone import TimmBackbone
 from locap.utils.errors import UsageError
@@ -15,6 +15,7 @@ BACKBONES = {
     "focal": lambda: FocalNet(**FOCAL),
     "focal_dw": lambda: FocalNet(**FOCAL, depthwise=True),
     "patches": lambda: FocalNet(**FOCAL, conv_embed=False, post_norm=False, layer_scale=False, patch_norm=False),
+    "davit": lambda: DaViT(dims=[8, 16, 32, 64], depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4]),
     "timm": lambda: TimmBackbone("resnet18"),
     "timm, channels last": lambda: TimmBackbone("swin_tiny_patch4_window7_224"),
 }
@@ -90,48 +91,6 @@ def test_stochastic_depth_grows_to_the_last_block_and_sleeps_in_evaluation():
     image = torch.randn(2, 3, 32, 32)
     backbone.eval()
     assert torch.equal(backbone(image)["res5"], backbone(image)["res5"])
-
-
-def test_focal_agrees_with_timm_on_the_same_weights():
-    """timm's FocalNet is the same network but for the output norms (ours) and its classifier (theirs)."""
-    torch.manual_seed(0)
-    options = {"embed_dim": 8, "depths": (1, 1, 2, 1), "focal_levels": (4,) * 4, "focal_windows": (3,) * 4}
-    theirs = timm.models.focalnet.FocalNet(
-        **options, use_overlap_down=True, use_post_norm=True, layerscale_value=1e-4, normalize_modulator=True
-    ).eval()
-    for name, parameter in theirs.named_parameters():
-        torch.nn.init.normal_(parameter, std=1.0 if "ls" in name else 0.2)
-    ours = BACKBONES["focal"]().eval()
-    own, given = ours.state_dict(), theirs.state_dict()
-    renamed = {new: given[old].reshape(own[new].shape) for old, new in timm_names(theirs).items()}  # 1 x 1 convolutions
-    assert all(name.startswith("norms.") for name in ours.load_state_dict(renamed, strict=False).missing_keys)
-    image = torch.randn(1, 3, 64, 96)
-    expected = theirs.forward_intermediates(image, intermediates_only=True)
-    expected = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(ours.norms, expected, strict=True)]
-    for x, y in zip(ours(image).values(), expected, strict=True):
-        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
-
-
-RENAMED = (
-    ("stem.", "patch_embed."),
-    (".mlp.", "."),
-    ("_post", ""),
-    ("ls1.gamma", "gamma_1"),
-    ("ls2.gamma", "gamma_2"),
-)
-
-
-def timm_names(model: torch.nn.Module) -> dict[str, str]:
-    names = {}
-    for name in model.state_dict():
-        ours = name
-        for old, new in RENAMED:
-            ours = ours.replace(old, new)
-        if ours.startswith("layers."):
-            _, stage, part, rest = ours.split(".", 3)
-            ours = f"stages.{stage}.{rest}" if part == "blocks" else f"downsamples.{int(stage) - 1}.{rest}"
-        names[name] = ours.replace(".0.weight", ".weight") if "focal_layers" in ours else ours
-    return {name: ours for name, ours in names.items() if not name.startswith(("head", "norm"))}
 
 
 def test_unknown_timm_model_names_the_nearest():

@@ -139,4 +139,4 @@ def test_every_kind_of_region_token_of_some_or_no_queries(wanted: list[int]):
         torch.testing.assert_close(found[0], found[2])
         torch.testing.assert_close((found[0] - found[1])[0], hidden[3] - hidden[0])
         assert not torch.isclose(found[0, 2:8], found[1, 2:8]).all(-1).any()  # what lies under their masks differs
-        torch.testing.assert_close(found[0, 8:], found[1, 8:])  # all see the same others
+        assert not torch.isclose(found[0, 8:], found[1, 8:]).all(-1).any()  # each sees the others from its own place

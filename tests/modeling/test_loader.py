@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from locap.modeling.checkpoints.loader import load_weights, strip_prefixes
+from locap.modeling.checkpoints.adapter import strip_prefixes
+from locap.modeling.checkpoints.loader import load_weights
 from locap.utils.errors import CheckpointError
 
 
@@ -62,8 +63,13 @@ def test_prefixes_and_nesting(tmp_path: Path, prefix: str, nest: str | None):
 
 
 def test_a_part_called_like_a_prefix_keeps_its_name():
-    names = {"model.weight": torch.zeros(1), "model.model.weight": torch.zeros(1), "model.words.weight": torch.zeros(1)}
-    assert list(strip_prefixes(names, {"model.weight", "words.weight"})) == ["model.weight", "words.weight"]
+    known = {"model.weight", "words.weight"}.__contains__
+    for given, found in (
+        ({"model.weight", "words.weight"}, ["model.weight", "words.weight"]),
+        ({"model.model.weight", "model.words.weight"}, ["model.weight", "words.weight"]),
+        ({"model.other", "module.weight"}, ["model.other", "module.weight"]),
+    ):
+        assert sorted(strip_prefixes(dict.fromkeys(given, torch.zeros(1)), known)) == found
 
 
 def test_safetensors_and_folders(tmp_path: Path):
@@ -91,12 +97,23 @@ def test_missing_names_are_grouped_by_part(tmp_path: Path):
     assert error.value == "4 tensors loaded; 4 missing: encoder.0 (2), encoder.1 (2)"
 
 
-def test_what_may_be_missing_is_named(tmp_path: Path):
+def test_what_may_be_missing_is_named(tmp_path: Path, caplog):
     torch.save({k: v for k, v in weights().items() if not k.startswith("encoder")}, tmp_path / "w.pt")
     model = Model()
     report = load_weights(model, tmp_path / "w.pt", allow_missing=("encoder.",))
     assert report.missing == ["encoder.0.weight", "encoder.0.bias", "encoder.1.weight", "encoder.1.bias"]
+    assert caplog.records[-1].levelname == "WARNING"
+    assert "4 missing: encoder.0 (2), encoder.1 (2). What is missing keeps its starting values." in caplog.text
     assert refused(tmp_path / "w.pt", allow_missing=("encoder.0.",))
+
+
+def test_a_complete_load_is_reported_without_a_warning(tmp_path: Path, caplog):
+    torch.save(weights(), tmp_path / "w.pt")
+    with caplog.at_level("INFO", "locap"):
+        load_weights(Model(), tmp_path / "w.pt")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", f"weights {tmp_path / 'w.pt'}: 8 tensors loaded")
+    ]
 
 
 def test_a_tied_weight_is_missing_only_without_both_names(tmp_path: Path):
@@ -107,12 +124,26 @@ def test_a_tied_weight_is_missing_only_without_both_names(tmp_path: Path):
     assert not load_weights(model, tmp_path / "w.pt").missing
     assert torch.equal(model.words.weight, content.pop("output.weight"))
     torch.save(content, tmp_path / "w.pt")
-    assert refused(tmp_path / "w.pt").value == "7 tensors loaded; 2 missing: words.weight (1), output.weight (1)"
+    assert refused(tmp_path / "w.pt").value == "7 tensors loaded; 2 missing: words.weight, output.weight"
+
+
+def test_a_tied_weight_with_two_values_is_refused(tmp_path: Path):
+    torch.save(weights() | {"output.weight": weights()["words.weight"]}, tmp_path / "same.pt")
+    load_weights(Model(), tmp_path / "same.pt")
+    torch.save(weights() | {"output.weight": torch.zeros(5, 4)}, tmp_path / "w.pt")
+    error = refused(tmp_path / "w.pt")
+    assert error.what == "Two names of one shared tensor hold different values."
+    assert error.value == "words.weight, output.weight"
+
+
+def test_a_name_with_and_without_its_prefix_is_refused(tmp_path: Path):
+    torch.save(weights() | {"module.words.weight": torch.zeros(5, 4)}, tmp_path / "w.pt")
+    assert refused(tmp_path / "w.pt").value == "words.weight"
 
 
 def test_unexpected_names(tmp_path: Path):
     torch.save(weights() | {"backbone_proj": torch.zeros(2)}, tmp_path / "w.pt")
-    assert refused(tmp_path / "w.pt").value == "8 tensors loaded; 1 unexpected: backbone_proj (1)"
+    assert refused(tmp_path / "w.pt").value == "8 tensors loaded; 1 unexpected: backbone_proj"
 
 
 def test_other_shapes_are_shown_file_first(tmp_path: Path):

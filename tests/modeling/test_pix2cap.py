@@ -103,7 +103,7 @@ def test_names_and_weights_of_the_losses(build: Build, make_batch: MakeBatch):
     }
     aids = build(aids=True)(make_batch([2]))
     boxes = {f"loss_bbox_{part}_{layer}" for part in ("box", "giou") for layer in range(4)}
-    assert set(aids) - set(losses) == boxes | {"loss_semantic"}
+    assert set(aids) - set(losses) == boxes | {"loss_semantic", "loss_words"}
 
 
 @pytest.mark.parametrize(("points", "found"), [(0, 0), (3, 3), (10, 4)])
@@ -148,7 +148,7 @@ def test_counts_are_what_the_losses_sum_over(build: Build, make_batch: MakeBatch
     for target in batch.targets:
         cells = target.id_map[2::4, 2::4]
         for label, segment in zip(target.labels.tolist(), target.segment_ids.tolist(), strict=True):
-            weight = float(model.semantic_head.class_weights[label])
+            weight = float(model.auxiliary["semantic"].class_weights[label])
             positions += weight * int((cells == segment).sum())
     assert counts["positions"] == pytest.approx(positions)
 

@@ -81,7 +81,7 @@ def test_without_deep_supervision_only_the_last_point_learns(build: Build, make_
     batch = make_batch([2])
     deep = losses(build(aids=True), batch)
     last = losses(build(DECODER + "DEEP_SUPERVISION", "false", aids=True), batch)
-    assert {name for name in deep if name.endswith("_0")} | {"loss_semantic"} == set(last)
+    assert {name for name in deep if name.endswith("_0")} | {"loss_semantic", "loss_words"} == set(last)
     for name, total in last.items():
         torch.testing.assert_close(total, deep[name])
 
@@ -93,7 +93,7 @@ def test_without_deep_supervision_only_the_last_point_learns(build: Build, make_
 def test_the_background_may_stand_alone(templates: bool):
     texts = ClassTexts(["cat"], lambda rows: rows, ("a {}.", "the {}."), background_templates=templates)
     background = ["a background.", "the background."] if templates else ["background."] * 2
-    assert texts._sentences(texts.names) == ["a cat.", "the cat.", *background]
+    assert texts.sentences(texts.names) == ["a cat.", "the cat.", *background]
 
 
 def test_the_backgrounds_sentences_change_its_class_only(build: Build):

@@ -203,7 +203,7 @@ def test_any_text_survives_being_written(text: str):
         ("SOLVER.STEPS [0.5,2]", ["2 is too large", "at most 1"]),
         ("SOLVER.STEPS [0.5", ["command line, SOLVER.STEPS"]),
         ("MODEL.NAME pix2cap", ["did you mean pix2cap_model?"]),
-        ("MODEL.BACKBONE.NAME focla", ["focal, focal_dw, timm:<name>", "did you mean MODEL.BACKBONE.NAME focal?"]),
+        ("MODEL.BACKBONE.NAME focla", ["focal, focal_dw, davit, vit, timm:<name>", "mean MODEL.BACKBONE.NAME focal?"]),
         ("SAVE_DIR ${oc.env:HOME}", ["write the value itself"]),
         ("SEED", ["SEED has no value", "read so far: nothing"]),
         ("WANDB True SEED", ["SEED has no value", "read so far: WANDB = True"]),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from locap.utils.files import atomic_path, write_json, write_text
+from locap.utils.errors import CheckpointError
+from locap.utils.files import atomic_path, write_json, write_tensors, write_text
 
 
 def names(folder) -> list[str]:
@@ -56,3 +60,34 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
         assert os.umask(0o027) == 0o027, "the umask itself is as it was"
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth"])
+def test_a_full_disk_leaves_the_weights_that_were_there(tmp_path, name):
+    path = write_tensors(tmp_path / name, {"a": torch.ones(3)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="The weights could not be written") as caught:
+            write_tensors(path, {"a": torch.ones(3000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "free disk space" in caught.value.fix
+    assert path.read_bytes() == before
+    assert names(tmp_path) == [name]
+
+
+def test_weights_that_share_memory(tmp_path):
+    a = torch.arange(6.0)
+    tied = {"a": a, "b": a, "part": a[2:4]}
+    pickled = torch.load(write_tensors(tmp_path / "w.pt", tied), weights_only=True)
+    assert pickled["a"].data_ptr() == pickled["b"].data_ptr()
+    for written in (pickled, load_file(write_tensors(tmp_path / "w.safetensors", tied))):
+        assert {name: tensor.tolist() for name, tensor in written.items()} == {
+            "a": a.tolist(),
+            "b": a.tolist(),
+            "part": [2.0, 3.0],
+        }
+    with pytest.raises(CheckpointError, match="not written to such a file"):
+        write_tensors(tmp_path / "w.bin", tied)

@@ -14,6 +14,8 @@ from ..errors import CheckpointError, LocapError
 from .files import head_bytes, masquerade, require_file, shown
 
 MAX_SAFETENSORS_HEADER = 100_000_000
+PREFIXES = ("module.", "model.", "_orig_mod.")  # of wrappers: DataParallel and DDP, trainers, torch.compile
+NESTED = ("model", "module", "state_dict", "model_state_dict")
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
@@ -41,6 +43,32 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     raise CheckpointError(
         "This is not a known kind of weights file.", where=shown(path), allowed=".safetensors, .pt, .pth, .bin"
     )
+
+
+def load_flat_tensors(path: str | Path) -> dict[str, Any]:
+    """Load the weights of a flat or nested checkpoint, name -> tensor; what else it holds is left out.
+
+    Nested weights lie under ``model``, ``module`` (as in the resume files of X-Decoder's trainer), ``state_dict`` or
+    ``model_state_dict``.
+
+    Raises:
+        CheckpointError: as `load_tensors`; also when it holds no tensors.
+    """
+    import torch
+
+    content: Mapping[str, Any] = load_tensors(path)
+    content = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), content)
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError("The file holds no weights.", where=shown(path), value=f"keys {list(content)[:6]}")
+    return tensors
+
+
+def without_prefixes(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _load_safetensors(path: str | Path, head: bytes) -> dict[str, Any]:
