@@ -238,13 +238,13 @@ class ClassTexts:
         rows = torch.cat(parts)
         return torch.empty_like(rows).index_copy_(0, torch.from_numpy(order).to(device), rows)
 
-    def _tokenize(self, names: list[str]) -> _Tokens:
-        return _Tokens.of(self.tokenizer(self._sentences(names)), self.tokenizer.end_id)
-
-    def _sentences(self, names: list[str]) -> list[str]:
-        """Return one sentence per name and template, name by name."""
+    def sentences(self, names: Sequence[str]) -> list[str]:
+        """Return one sentence per name and template, name by name; the background may have its bare name only."""
         alone = set() if self.background_templates else {BACKGROUND}
         return [(BARE[0] if name in alone else text).format(name) for name in names for text in self.templates]
+
+    def _tokenize(self, names: list[str]) -> _Tokens:
+        return _Tokens.of(self.tokenizer(self.sentences(names)), self.tokenizer.end_id)
 
 
 def strip_suffixes(name: str) -> str:

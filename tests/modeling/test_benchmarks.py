@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from locap.datasets.categories import COCO_PANOPTIC
-from locap.modeling.benchmarks.__main__ import main
+from locap.modeling.benchmarks import __main__ as program
 from locap.modeling.benchmarks.measuring import PartMeter, measure
 from locap.modeling.benchmarks.original_step import OriginalStep
 from locap.modeling.benchmarks.workload import SHAPES, build, draw_batch, keep_segments, never_end
@@ -19,10 +19,16 @@ SMALL = ("MODEL.TEXT_DECODER.VOCAB_SIZE", "400", "MODEL.TEXT.PROMPT_TEMPLATES", 
 THINGS = {category.id for category in COCO_PANOPTIC if category.is_thing}
 
 
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging is set up for a whole process; other tests want their own."""
+    monkeypatch.setattr(program, "set_up_logging", lambda: None)
+
+
 def run(tmp_path: Path, command: str, *options: str) -> dict:
     path = tmp_path / "found.json"
     arguments = [command, "--size", "tiny", "--repeats", "1", *options, "--output", str(path), "--overrides", *SMALL]
-    assert main(arguments) == 0
+    assert program.main(arguments) == 0
     return json.loads(path.read_text())
 
 
@@ -74,7 +80,7 @@ def test_training_step(tmp_path: Path):
 
 
 def test_a_wrong_key_is_a_users_error(capsys: pytest.CaptureFixture):
-    assert main(["captioner", "--size", "tiny", "--overrides", "MODEL.NOTHING", "1"]) == 2
+    assert program.main(["captioner", "--size", "tiny", "--overrides", "MODEL.NOTHING", "1"]) == 2
     assert "MODEL.NOTHING" in capsys.readouterr().err
 
 

@@ -93,7 +93,7 @@ def test_without_deep_supervision_only_the_last_point_learns(build: Build, make_
 def test_the_background_may_stand_alone(templates: bool):
     texts = ClassTexts(["cat"], lambda rows: rows, ("a {}.", "the {}."), background_templates=templates)
     background = ["a background.", "the background."] if templates else ["background."] * 2
-    assert texts._sentences(texts.names) == ["a cat.", "the cat.", *background]
+    assert texts.sentences(texts.names) == ["a cat.", "the cat.", *background]
 
 
 def test_the_backgrounds_sentences_change_its_class_only(build: Build):
