@@ -1,7 +1,7 @@
 """Where Pix2Cap's weights lie in files of the published code bases: Pix2Cap itself, X-Decoder v2.0 and GRiT.
 
 X-Decoder's files are laid out as Pix2Cap's and lack the captioner, ``object_proj`` and ``bbox_embed``; GRiT's captioner
-lies beside a detector.
+lies beside a detector. Any of the backbones of X-Decoder and SEEM may be in them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
+from .backbones import davit, sam_vit
 from .checkpoints.adapter import to_ours, to_theirs
 from .checkpoints.key_table import KeyTable, Layout, Row
 
@@ -26,7 +27,12 @@ def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
     return (theirs + "in_proj_*", ours + "in_proj_*"), (theirs + "out_proj.*", ours + "out_proj.*")
 
 
-_BACKBONE: tuple[Row, ...] = (
+def _convolution(theirs: str, ours: str) -> tuple[Row, ...]:
+    """Return the rows of one of a pixel decoder's convolutions, which has a bias instead of a norm with NORM ""."""
+    return tuple((_PIXELS + theirs + part, "pixel_decoder." + ours + part) for part in ("weight", "bias", "norm.*"))
+
+
+_FOCAL: tuple[Row, ...] = (
     ("backbone.patch_embed.proj.*", "backbone.patch_embed.proj.*"),
     ("backbone.patch_embed.norm.*", "backbone.patch_embed.norm.*"),
     (_BLOCK + "gamma_{}", "backbone.stages.{}.{}.gamma_{}"),
@@ -43,6 +49,12 @@ _BACKBONE: tuple[Row, ...] = (
     ("backbone.norm{}.*", "backbone.norms.{}.*"),
 )
 
+_BACKBONES: tuple[Row, ...] = (
+    *_FOCAL,
+    *(("backbone." + theirs, "backbone." + ours) for theirs, ours in davit.ORIGINAL_NAMES),
+    *(("backbone." + theirs, "backbone." + ours) for theirs, ours in sam_vit.ORIGINAL_NAMES),
+)
+
 _ANY_PIXEL_DECODER: tuple[Row, ...] = (
     (_PIXELS + "mask_features.*", "pixel_decoder.mask_features.*"),
     (_ENCODER + "linear{}.*", "pixel_decoder.encoder.{}.ffn.linear{}.*"),
@@ -53,17 +65,9 @@ _FPN: tuple[Row, ...] = (
     (_PIXELS + "input_proj.*", "pixel_decoder.input_proj.*"),
     *_attention(_ENCODER + "self_attn.", "pixel_decoder.encoder.{}.attention.attn."),
     (_ENCODER + "norm1.*", "pixel_decoder.encoder.{}.attention.norm.*"),
-    *(
-        row
-        for theirs, ours in (
-            *((f"adapter_{index}.", f"laterals.res{index + 1}.") for index in (1, 2, 3)),
-            *((f"layer_{index}.", f"outputs.res{index + 1}.") for index in (1, 2, 3, 4)),
-        )
-        for row in (
-            (_PIXELS + theirs + "weight", "pixel_decoder." + ours + "weight"),
-            (_PIXELS + theirs + "norm.*", "pixel_decoder." + ours + "norm.*"),
-        )
-    ),
+    (_PIXELS + "transformer.encoder.norm.*", "pixel_decoder.encoder_norm.*"),  # PRE_NORM
+    *(row for index in (1, 2, 3) for row in _convolution(f"adapter_{index}.", f"laterals.res{index + 1}.")),
+    *(row for index in (1, 2, 3, 4) for row in _convolution(f"layer_{index}.", f"outputs.res{index + 1}.")),
 )
 
 _DEFORMABLE: tuple[Row, ...] = (
@@ -74,10 +78,8 @@ _DEFORMABLE: tuple[Row, ...] = (
         for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
     ),
     (_ENCODER + "norm1.*", "pixel_decoder.encoder.{}.norm.*"),
-    (_PIXELS + "adapter_1.weight", "pixel_decoder.lateral.weight"),
-    (_PIXELS + "adapter_1.norm.*", "pixel_decoder.lateral.norm.*"),
-    (_PIXELS + "layer_1.weight", "pixel_decoder.output.weight"),
-    (_PIXELS + "layer_1.norm.*", "pixel_decoder.output.norm.*"),
+    *_convolution("adapter_1.", "lateral."),
+    *_convolution("layer_1.", "output."),
 )
 
 _DECODER: tuple[Row, ...] = (
@@ -142,11 +144,11 @@ CLASS_WEIGHTS = "criterion.empty_weight"
 
 def _original(name: str, marks: tuple[str, ...], pixel_decoder: tuple[Row, ...]) -> Layout:
     root = _PREDICTOR + "text_decoder."
-    rows = (*_BACKBONE, *_ANY_PIXEL_DECODER, *pixel_decoder, *_DECODER, *_TEXT_ENCODER, *_captioner(root))
+    rows = (*_BACKBONES, *_ANY_PIXEL_DECODER, *pixel_decoder, *_DECODER, *_TEXT_ENCODER, *_captioner(root))
     return Layout(
         name,
         marks,
-        KeyTable(rows),
+        KeyTable(dict.fromkeys(rows)),  # SAM's patch_embed.proj is focal's as well
         inert=(CAPTION_QUERIES, CAPTION_POSITIONS, SELF_ATTENTION_MASK, CLASS_WEIGHTS),
         ignored=("backbone_proj",),  # X-Decoder's image-text retrieval
         tied=_tied(root),
@@ -160,7 +162,11 @@ def _original(name: str, marks: tuple[str, ...], pixel_decoder: tuple[Row, ...])
 DEFORMABLE = _original(
     "original Pix2Cap and X-Decoder (deformable pixel decoder)", (_PIXELS + "transformer.level_embed",), _DEFORMABLE
 )
-FPN = _original("original Pix2Cap and X-Decoder", ("sem_seg_head.", "backbone.layers."), _FPN)
+FPN = _original(
+    "original Pix2Cap and X-Decoder",
+    ("sem_seg_head.", "backbone.layers.", "backbone.convs.", "backbone.neck.down_"),  # or a backbone of theirs alone
+    _FPN,
+)
 GRIT = Layout(
     "original GRiT",
     ("roi_heads.",),

@@ -71,3 +71,4 @@ def _messages_reach_pytest():
     logger = logging.getLogger("locap")
     logger.handlers.clear()
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)

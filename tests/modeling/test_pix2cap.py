@@ -28,10 +28,15 @@ from locap.utils.errors import UsageError
 Build = Callable[..., Pix2Cap]
 MakeBatch = Callable[..., Batch]
 DEFORM = ("MODEL.ENCODER.NAME", "transformer_encoder_deform")
+DAVIT = "MODEL.BACKBONE.DAVIT."
 VARIANTS = {
     "published": (),
     "deformable": DEFORM,
     "focal_dw": ("MODEL.BACKBONE.NAME", "focal_dw"),
+    "davit": (
+        *("MODEL.BACKBONE.NAME", "davit", DAVIT + "DIM_EMBED", "[8, 16, 32, 64]", DAVIT + "DEPTHS", "[1, 1, 1, 1]"),
+        *(DAVIT + "NUM_HEADS", "[2, 4, 4, 8]", DAVIT + "NUM_GROUPS", "[2, 4, 4, 8]", DAVIT + "DROP_PATH_RATE", "0"),
+    ),
     "timm": ("MODEL.BACKBONE.NAME", "timm:resnet18"),
     "deformable timm": (*DEFORM, "MODEL.BACKBONE.NAME", "timm:resnet18"),
 }

@@ -54,9 +54,12 @@ class _Names:
         self.add(name + ".weight", *weight)
         self.add(name + ".bias", weight[0])
 
-    def conv_norm(self, name: str, *weight: int) -> None:
-        self.add(name + ".weight", *weight)
-        self.affine(name + ".norm", weight[0])
+    def conv(self, name: str, *weight: int, norm: str) -> None:
+        if norm:
+            self.add(name + ".weight", *weight)
+            self.affine(name + ".norm", weight[0])
+        else:
+            self.affine(name, *weight)
 
     def attention(self, name: str, dim: int) -> None:
         self.add(name + ".in_proj_weight", 3 * dim, dim)
@@ -71,7 +74,7 @@ class _Names:
 def original_names(cfg: Any) -> Names:
     """Return name -> (shape, dtype) of the original model of a configuration."""
     names = _Names()
-    _backbone(names, cfg.MODEL.BACKBONE)
+    {"davit": _davit, "vit": _sam}.get(cfg.MODEL.BACKBONE.NAME, _focal)(names, cfg.MODEL.BACKBONE)
     (_deformable if cfg.MODEL.ENCODER.NAME.endswith("deform") else _fpn)(names, cfg.MODEL)
     _query_decoder(names, cfg.MODEL)
     _text_encoder(names, cfg.MODEL)
@@ -81,7 +84,7 @@ def original_names(cfg: Any) -> Names:
     return names.names
 
 
-def _backbone(names: _Names, cfg: Any) -> None:
+def _focal(names: _Names, cfg: Any) -> None:
     focal = cfg.FOCAL
     stem, down = (7, 3) if focal.USE_CONV_EMBED else (4, 2)
     names.affine("backbone.patch_embed.proj", focal.EMBED_DIM, 3, stem, stem)
@@ -114,24 +117,91 @@ def _backbone(names: _Names, cfg: Any) -> None:
         names.affine(f"backbone.norm{stage}", dim)
 
 
+def _davit(names: _Names, cfg: Any) -> None:
+    davit, given = cfg.DAVIT, 3
+    for stage, dim in enumerate(davit.DIM_EMBED):
+        kernel = davit.PATCH_SIZE[stage]
+        names.affine(f"backbone.convs.{stage}.proj", dim, given, kernel, kernel)
+        names.affine(f"backbone.convs.{stage}.norm", given if davit.PATCH_PRENORM[stage] else dim)
+        given = dim
+        pairs = itertools.product(range(davit.DEPTHS[stage]), (("spatial", "window"), ("channel", "channel")))
+        for depth, (block, attention) in pairs:
+            at = f"backbone.blocks.{stage}.{depth}.{block}_block."
+            for part in (1, 2):
+                names.affine(f"{at}conv{part}.fn.dw", dim, 1, 3, 3)
+            names.affine(f"{at}{attention}_attn.norm", dim)
+            names.affine(f"{at}{attention}_attn.fn.qkv", 3 * dim, dim)
+            names.affine(f"{at}{attention}_attn.fn.proj", dim, dim)
+            names.affine(at + "ffn.norm", dim)
+            names.affine(at + "ffn.fn.net.fc1", 4 * dim, dim)
+            names.affine(at + "ffn.fn.net.fc2", dim, 4 * dim)
+
+
+def _sam(names: _Names, cfg: Any) -> None:
+    dim, heads, whole = {
+        "base": (768, 12, (2, 5, 8, 11)),
+        "large": (1024, 16, (5, 11, 17, 23)),
+    }[cfg.VIT.SIZE]
+    names.affine("backbone.patch_embed.proj", dim, 3, 16, 16)
+    names.add("backbone.pos_embed", 1, 64, 64, dim)
+    for block in range(whole[-1] + 1):
+        at, side = f"backbone.blocks.{block}.", 64 if block in whole else 14
+        for part in (1, 2):
+            names.affine(f"{at}norm{part}", dim)
+        names.affine(at + "attn.qkv", 3 * dim, dim)
+        names.affine(at + "attn.proj", dim, dim)
+        for axis in "hw":
+            names.add(f"{at}attn.rel_pos_{axis}", 2 * side - 1, dim // heads)
+        names.affine(at + "mlp.lin1", 4 * dim, dim)
+        names.affine(at + "mlp.lin2", dim, 4 * dim)
+    _sam_neck(names, dim, max(256, dim // 2), max(256, dim // 2), max(1024, 2 * dim))
+
+
+def _sam_neck(names: _Names, dim: int, hidden4: int, hidden8: int, hidden32: int) -> None:
+    """Every convolution is followed by a GroupNorm; a transposed one's weight begins with its input."""
+    for stride, index, given, width, kernel, transposed in (
+        (4, 0, dim, hidden4, 2, True),
+        (4, 3, hidden4, hidden4 // 2, 2, True),
+        (4, 5, hidden4 // 2, 128, 1, False),
+        (8, 0, dim, hidden8, 2, True),
+        (8, 2, hidden8, 256, 1, False),
+        (16, 0, dim, 512, 1, False),
+        (32, 0, dim, hidden32, 2, False),
+        (32, 2, hidden32, 1024, 1, False),
+    ):
+        at = f"backbone.neck.down_{stride}."
+        names.add(f"{at}{index}.weight", *((given, width) if transposed else (width, given)), kernel, kernel)
+        names.add(f"{at}{index}.bias", width)
+        names.affine(f"{at}{index + 1}", width)
+
+
+def _widths(cfg: Any) -> list[int]:
+    """Return the widths of res2 ... res5."""
+    if cfg.NAME == "vit":
+        return [128, 256, 512, 1024]
+    return list(cfg.DAVIT.DIM_EMBED) if cfg.NAME == "davit" else [cfg.FOCAL.EMBED_DIM * 2**stage for stage in range(4)]
+
+
 def _fpn(names: _Names, model: Any) -> None:
-    at, dim, embed = "sem_seg_head.pixel_decoder.", model.ENCODER.CONVS_DIM, model.BACKBONE.FOCAL.EMBED_DIM
-    names.affine(at + "input_proj", dim, 8 * embed, 1, 1)
+    at, dim, widths = "sem_seg_head.pixel_decoder.", model.ENCODER.CONVS_DIM, _widths(model.BACKBONE)
+    names.affine(at + "input_proj", dim, widths[3], 1, 1)
     for layer in range(model.ENCODER.TRANSFORMER_ENC_LAYERS):
         names.attention(f"{at}transformer.encoder.layers.{layer}.self_attn", dim)
         _encoder_ffn(names, f"{at}transformer.encoder.layers.{layer}.", dim, model.DECODER.DIM_FEEDFORWARD)
+    if model.DECODER.PRE_NORM:
+        names.affine(at + "transformer.encoder.norm", dim)
     for index in (1, 2, 3):
-        names.conv_norm(f"{at}adapter_{index}", dim, embed * 2 ** (index - 1), 1, 1)
+        names.conv(f"{at}adapter_{index}", dim, widths[index - 1], 1, 1, norm=model.ENCODER.NORM)
     for index in (1, 2, 3, 4):
-        names.conv_norm(f"{at}layer_{index}", dim, dim, 3, 3)
+        names.conv(f"{at}layer_{index}", dim, dim, 3, 3, norm=model.ENCODER.NORM)
     names.affine(at + "mask_features", model.ENCODER.MASK_DIM, dim, 3, 3)
 
 
 def _deformable(names: _Names, model: Any) -> None:
-    at, dim, embed = "sem_seg_head.pixel_decoder.", model.ENCODER.CONVS_DIM, model.BACKBONE.FOCAL.EMBED_DIM
+    at, dim, widths = "sem_seg_head.pixel_decoder.", model.ENCODER.CONVS_DIM, _widths(model.BACKBONE)
     samples = model.DECODER.NHEADS * 3 * 4  # levels, points
     for index, stage in enumerate((3, 2, 1)):
-        names.affine(f"{at}input_proj.{index}.0", dim, embed * 2**stage, 1, 1)
+        names.affine(f"{at}input_proj.{index}.0", dim, widths[stage], 1, 1)
         names.affine(f"{at}input_proj.{index}.1", dim)
     names.add(at + "transformer.level_embed", 3, dim)
     for layer in range(model.ENCODER.TRANSFORMER_ENC_LAYERS):
@@ -141,8 +211,8 @@ def _deformable(names: _Names, model: Any) -> None:
         names.affine(inside + "self_attn.value_proj", dim, dim)
         names.affine(inside + "self_attn.output_proj", dim, dim)
         _encoder_ffn(names, inside, dim, 1024)
-    names.conv_norm(at + "adapter_1", dim, embed, 1, 1)
-    names.conv_norm(at + "layer_1", dim, dim, 3, 3)
+    names.conv(at + "adapter_1", dim, widths[0], 1, 1, norm=model.ENCODER.NORM)
+    names.conv(at + "layer_1", dim, dim, 3, 3, norm=model.ENCODER.NORM)
     names.affine(at + "mask_features", model.ENCODER.MASK_DIM, dim, 1, 1)
 
 

@@ -14,13 +14,29 @@ from locap.modeling.pix2cap_layouts import DEFORMABLE, FPN, GRIT, PIX2CAP_LAYOUT
 from .originals import INERT, Names, measured_names, numbered, original_names
 
 DEFORM = ("MODEL.ENCODER.NAME", "transformer_encoder_deform")
-FOCAL = "MODEL.BACKBONE.FOCAL."
+FOCAL, DAVIT = "MODEL.BACKBONE.FOCAL.", "MODEL.BACKBONE.DAVIT."
+SMALL_DAVIT = (
+    *("MODEL.BACKBONE.NAME", "davit", DAVIT + "DIM_EMBED", "[8, 16, 32, 64]", DAVIT + "DEPTHS", "[1, 1, 2, 1]"),
+    *(DAVIT + "NUM_HEADS", "[2, 4, 4, 8]", DAVIT + "NUM_GROUPS", "[2, 4, 4, 8]"),
+)
+D5 = (DAVIT + "PATCH_SIZE", "[7, 3, 3, 3]", DAVIT + "PATCH_PADDING", "[3, 1, 1, 1]")
+SAM = ("MODEL.BACKBONE.NAME", "vit", "MODEL.DECODER.SIZE_DIVISIBILITY", "1024")
+PRE_NORM = ("MODEL.DECODER.PRE_NORM", "true")
+NO_NORM = ("MODEL.ENCODER.NORM", "")
 VARIANTS = {
     "measured": (),
     "deformable": DEFORM,
     "deformable, no encoder layer": (*DEFORM, "MODEL.ENCODER.TRANSFORMER_ENC_LAYERS", "0"),
     "deformable, other width": (*DEFORM, "MODEL.ENCODER.CONVS_DIM", "48", "MODEL.DECODER.NHEADS", "2"),
     "fpn, no encoder layer": ("MODEL.ENCODER.TRANSFORMER_ENC_LAYERS", "0"),
+    "pre-norm": PRE_NORM,
+    "deformable, pre-norm": (*DEFORM, *PRE_NORM),
+    "no norm": NO_NORM,
+    "deformable, no norm": (*DEFORM, *NO_NORM),
+    "davit": SMALL_DAVIT,
+    "davit d5, deformable": (*SMALL_DAVIT, *D5, *DEFORM),
+    "vit": SAM,
+    "vit large, deformable": (*SAM, "MODEL.BACKBONE.VIT.SIZE", "large", *DEFORM),
     "focal_dw": ("MODEL.BACKBONE.NAME", "focal_dw", FOCAL + "FOCAL_LEVELS", "[3, 3, 3, 3]"),
     "pre-norm focal": (FOCAL + "USE_POSTLN", "false", FOCAL + "USE_LAYERSCALE", "false"),
     "pre-norm focal_dw": ("MODEL.BACKBONE.NAME", "focal_dw", FOCAL + "USE_POSTLN", "false"),

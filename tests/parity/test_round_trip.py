@@ -17,12 +17,14 @@ from locap.trainer.checkpoint import model_tensors
 from locap.utils.errors import CheckpointError
 
 from .originals import CAPTIONER, INERT, PREDICTOR, grit_file, measured_names, original_file, original_names
+from .test_manifests import DEFORM, NO_NORM, PRE_NORM, SAM, SMALL_DAVIT
 
-DEFORM = ("MODEL.ENCODER.NAME", "transformer_encoder_deform")
 VARIANTS = {
     "measured": (),
     "deformable": DEFORM,
     "focal_dw": ("MODEL.BACKBONE.NAME", "focal_dw"),
+    "davit": SMALL_DAVIT,
+    "pre-norm, no norm": (*PRE_NORM, *NO_NORM),
     "projected": ("MODEL.ENCODER.CONVS_DIM", "96", "MODEL.DECODER.NUM_OBJECT_QUERIES", "7"),
 }
 SIZES = {"num_classes": 133, "no_object_weight": 0.1}
@@ -144,6 +146,18 @@ def test_the_layout_is_told_from_the_names(tiny):
     assert layout(name for name in tiny.names if name.startswith("backbone.")) is FPN
     assert layout(grit_file(tiny.tensors)["model"]).name == "original GRiT"
     assert layout(tiny.model.state_dict()) is None
+
+
+@pytest.mark.parametrize("backbone", [SMALL_DAVIT, SAM], ids=["davit", "vit"])
+def test_the_layout_of_other_backbones(backbone, make_config, make_model):
+    names, ours = original_names(make_config(*backbone)), make_model(*backbone, device="meta").state_dict()
+    for prefix in ("", "module.model."):
+        assert detect([prefix + name for name in names], PIX2CAP_LAYOUTS) is FPN
+        assert detect([prefix + name for name in names if name.startswith("backbone.")], PIX2CAP_LAYOUTS) is FPN
+        assert detect([prefix + name for name in ours], PIX2CAP_LAYOUTS) is None
+        found = to_ours({prefix + name: torch.empty(0) for name in names}, PIX2CAP_LAYOUTS, lambda name: False)
+        assert found.tensors.keys() == ours.keys()
+        assert set(found.inert) == set(INERT)
 
 
 def refused(model, path: Path, tensors: dict[str, Tensor], **options) -> str:
