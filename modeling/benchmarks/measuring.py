@@ -32,7 +32,7 @@ class Measurement:
         name: of what was run.
         tflop: matrix products, convolutions and attention; element-wise work is not counted.
         cpu_seconds, wall_seconds: medians over the timed runs.
-        peak_gb: the most memory the process has held so far.
+        peak_gb: the most memory the process had held when its first run ended.
         parts: the same by part; what no part did is in the totals only.
     """
 
@@ -86,38 +86,77 @@ class PartMeter:
 
 
 def measure(name: str, run: Callable[[], object], meter: PartMeter, *, repeats: int) -> tuple[Measurement, object]:
-    """Run once to count (which also warms up), then ``repeats`` times to take the time, without the counter.
+    """Measure one piece of work, see `measure_in_turn`; returns its result as well."""
+    (measured,) = measure_in_turn([Work(name, run, meter)], repeats=repeats)
+    return measured
+
+
+@dataclass
+class Work:
+    """Something to measure.
+
+    Attributes:
+        name: of the measurement.
+        run: does it.
+        meter: of its parts.
+    """
+
+    name: str
+    run: Callable[[], object]
+    meter: PartMeter
+
+
+def measure_in_turn(works: Sequence[Work], *, repeats: int) -> list[tuple[Measurement, object]]:
+    """Run each once to count (which also warms up), then in turns to take the time, without the counter.
+
+    Turns let whatever else the machine does meet all of them alike.
 
     Args:
-        name: of the measurement.
-        run: the work.
-        meter: its parts.
-        repeats: 0 takes the time of the counted run, for work too long to be done twice.
+        works: what is compared.
+        repeats: turns; 0 takes the time of the counted run, for work too long to be done twice.
 
     Returns:
-        The measurement and the result of the counted run.
+        Each measurement (medians; the memory's peak until its counted run ended) and the result of the counted run.
     """
-    counter = FlopCounterMode(display=False)
-    times = [_Clock()]
-    with counter, meter.on(counter) as parts, times[0]:
-        result = run()
-    operations = {part: cost.tflop for part, cost in parts.items()}
-    for _ in range(repeats):
-        times.append(_Clock())
-        with meter.on(None) as parts, times[-1]:
-            run()
-    timed = times[1:] or times
-    return (
-        Measurement(
-            name,
-            counter.get_total_flops() / 1e12,
-            statistics.median(clock.cpu_seconds for clock in timed),
-            statistics.median(clock.wall_seconds for clock in timed),
-            peak_gb(),
-            {part: Cost(operations[part], cost.cpu_seconds, cost.calls) for part, cost in parts.items()},
-        ),
-        result,
+    counted = [_count(work) for work in works]
+    turns = [[_time(work) for work in works] for _ in range(repeats)]
+    return [(_summary(count, [turn[index] for turn in turns]), count.result) for index, count in enumerate(counted)]
+
+
+@dataclass
+class _Counted:
+    name: str
+    tflop: float
+    clock: _Clock
+    parts: dict[str, Cost]
+    peak_gb: float
+    result: object
+
+
+def _count(work: Work) -> _Counted:
+    counter, clock = FlopCounterMode(display=False), _Clock()
+    with counter, work.meter.on(counter) as parts, clock:
+        result = work.run()
+    return _Counted(work.name, counter.get_total_flops() / 1e12, clock, parts, peak_gb(), result)
+
+
+def _time(work: Work) -> tuple[_Clock, dict[str, Cost]]:
+    clock = _Clock()
+    with work.meter.on(None) as parts, clock:
+        work.run()
+    return clock, parts
+
+
+def _summary(counted: _Counted, timed: Sequence[tuple[_Clock, dict[str, Cost]]]) -> Measurement:
+    timed = timed or [(counted.clock, counted.parts)]
+    parts = {
+        part: Cost(cost.tflop, statistics.median(parts[part].cpu_seconds for _, parts in timed), cost.calls)
+        for part, cost in counted.parts.items()
+    }
+    cpu, wall = (
+        statistics.median(getattr(clock, kind) for clock, _ in timed) for kind in ("cpu_seconds", "wall_seconds")
     )
+    return Measurement(counted.name, counted.tflop, cpu, wall, counted.peak_gb, parts)
 
 
 class _Clock:

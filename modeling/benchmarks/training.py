@@ -11,7 +11,7 @@ from ...datasets.batches import Batch
 from ..losses.terms import LossTerm
 from ..pix2cap import Pix2Cap
 from .inference import parts_of
-from .measuring import Measurement, PartMeter, Parts, measure
+from .measuring import PartMeter, Parts, Work, measure_in_turn
 from .original_step import OriginalStep
 from .report import Report, ratios
 from .workload import Shape, draw_batch
@@ -57,15 +57,16 @@ def training_step(model: Pix2Cap, shape: Shape, *, repeats: int, original: bool)
     batch = draw_batch(shape, model.captioner.words.num_embeddings)
     model(batch)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    ours = _measure("locap", model, Step(model, model, batch), repeats)
-    report = Report("training_step", [ours], {"trained parameters": trained})
+    works = [_work("locap", model, Step(model, model, batch))]
     if original:
-        slow = _measure("published code's paths", model, Step(OriginalStep(model), model, batch), repeats)
-        report.measurements.append(slow)
-        report.ratios = ratios(ours, slow)
+        works.append(_work("published code's paths", model, Step(OriginalStep(model), model, batch)))
+    measured = [measurement for measurement, _ in measure_in_turn(works, repeats=repeats)]
+    report = Report("training_step", measured, {"trained parameters": trained})
+    if original:
+        report.ratios = ratios(*measured)
     return report
 
 
-def _measure(name: str, model: Pix2Cap, step: Step, repeats: int) -> Measurement:
+def _work(name: str, model: Pix2Cap, step: Step) -> Work:
     parts: Parts = {**parts_of(model), "backward": (step, ("backward",))}
-    return measure(name, step, PartMeter(parts), repeats=repeats)[0]
+    return Work(name, step, PartMeter(parts))

@@ -55,7 +55,10 @@ ELSEWHERE = {
     "batches without segments": (PIX2CAP, "test_every_trained_parameter_gets_a_finite_gradient"),
     "deformable attention by hand": (DEFORM, "test_equals_a_loop_over_pixels"),
     "its three gradients": (DEFORM, "test_derivatives_of_values_locations_and_weights"),
-    "its precision": ("modeling/test_pixel_decoders.py", "test_deformable_decoder_stays_in_float32_under_autocast"),
+    "its precision": (
+        "modeling/test_pixel_decoders.py",
+        "test_published_deformable_decoder_stays_in_float32_under_autocast",
+    ),
     "odd sizes": ("modeling/test_backbones.py", "test_odd_sizes_are_halved_upwards"),
     "the output size": (PIX2CAP, "test_records_at_the_output_size"),
     "every mode": (PIX2CAP, "test_every_mode_fills_its_part_of_the_record"),
