@@ -164,7 +164,7 @@ __device__ __forceinline__ void write_logits(const Problem& p, const Inputs& inp
 }
 
 template <int VEC, int LANES, typename T, typename Inputs, typename Sum>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 3 : 1)
     backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Inputs inputs,
                     const T* __restrict__ value, const T* __restrict__ grad_out, const __grid_constant__ Sum sum) {
   using real = typename Inputs::real;

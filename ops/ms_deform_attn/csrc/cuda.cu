@@ -98,8 +98,9 @@ int read_problem(const locap_msda_problem& given, Problem& p) {
     if (start > given.tokens) return LOCAP_MSDA_BAD_SIZES;
   }
   if (start != given.tokens) return LOCAP_MSDA_BAD_SIZES;
-  p.tiles = p.queries_are_tokens ? tiles : (given.queries + TILE_QUERIES - 1) / TILE_QUERIES;
-  return multiplies_within(INT_MAX, {given.batch, p.tiles, given.heads}) ? LOCAP_MSDA_OK : LOCAP_MSDA_BAD_SIZES;
+  if (!p.queries_are_tokens) tiles = (given.queries + TILE_QUERIES - 1) / TILE_QUERIES;
+  p.tiles = unsigned(tiles);
+  return multiplies_within(INT_MAX, {given.batch, tiles, given.heads}) ? LOCAP_MSDA_OK : LOCAP_MSDA_BAD_SIZES;
 }
 
 bool nothing_to_sum(const locap_msda_problem& given) {
@@ -155,7 +156,7 @@ struct Call {
   Problem problem{};
   cudaStream_t stream = static_cast<cudaStream_t>(given.stream);
 
-  int64_t blocks() const { return given.batch * problem.tiles * given.heads; }
+  int64_t blocks() const { return given.batch * int64_t(problem.tiles) * given.heads; }
   int64_t values() const { return given.batch * given.tokens * given.heads * given.dim; }
   int64_t outputs() const { return given.batch * given.queries * given.heads * given.dim; }
   int64_t samples() const { return given.batch * given.queries * given.heads * given.levels * given.points; }
@@ -289,18 +290,13 @@ int with_fused_inputs(const locap_msda_problem& given, const void* offsets, cons
   if (given.reference_dim != 2 && given.reference_dim != 4) return LOCAP_MSDA_BAD_SIZES;
   const int64_t* strides = given.reference_strides;
   const bool boxes = given.reference_dim == 4;
-  const auto inputs_of = [&](auto* type) {
-    using P = std::remove_pointer_t<decltype(type)>;
-    return use(Fused<P, C>{static_cast<const P*>(offsets), static_cast<const P*>(logits),
-                           static_cast<const C*>(reference), static_cast<P*>(grad_offsets), static_cast<P*>(grad_logits),
-                           strides[0], strides[1], strides[2], boxes},
-               int64_t(sizeof(P)));
-  };
-  if (given.points_dtype == given.dtype) return inputs_of(static_cast<T*>(nullptr));
-  if constexpr (sizeof(T) == 2) {
-    if (given.points_dtype == LOCAP_MSDA_F32) return inputs_of(static_cast<float*>(nullptr));
+  const bool wide = given.points_dtype == LOCAP_MSDA_F32 || given.points_dtype == LOCAP_MSDA_F64;
+  if (given.points_dtype != given.dtype && !(sizeof(T) == 2 && given.points_dtype == LOCAP_MSDA_F32)) {
+    return LOCAP_MSDA_BAD_DTYPE;
   }
-  return LOCAP_MSDA_BAD_DTYPE;
+  const Fused<T, C> inputs{offsets,     logits,     static_cast<const C*>(reference), grad_offsets, grad_logits, strides[0],
+                           strides[1], strides[2], boxes,                            wide};
+  return use(inputs, int64_t(wide ? sizeof(C) : sizeof(T)));
 }
 
 }  // namespace

@@ -27,9 +27,10 @@ struct Level {
 
 // Sizes of one call, passed by value: no kernel reads them from memory, and no host copy waits for the device.
 struct Problem {
-  int64_t tokens, queries, tiles;                            // per image
-  int64_t value_image, value_token, value_head;              // strides of value in elements
+  int64_t tokens, queries;                       // per image
+  int64_t value_image, value_token, value_head;  // strides of value in elements
   int heads, dim, levels, points;
+  unsigned tiles;  // per image
   bool queries_are_tokens;
   Level level[LOCAP_MSDA_MAX_LEVELS];
 };
@@ -42,13 +43,14 @@ struct Place {
 };
 
 __device__ __forceinline__ Place block_place(const Problem& p) {
-  const int64_t block = blockIdx.x, tile_of_all = block / p.heads, tile = tile_of_all % p.tiles;
-  Place place{tile_of_all / p.tiles, int(block % p.heads), TILE, TILE, tile * TILE_QUERIES, TILE};
+  const unsigned tile_of_all = blockIdx.x / unsigned(p.heads), tile = tile_of_all % p.tiles;
+  const unsigned head = blockIdx.x - tile_of_all * unsigned(p.heads);
+  Place place{tile_of_all / p.tiles, int(head), TILE, TILE, int64_t(tile) * TILE_QUERIES, TILE};
   if (p.queries_are_tokens) {
     int l = 0;
     while (l + 1 < p.levels && tile >= p.level[l + 1].first_tile) ++l;
     const Level& level = p.level[l];
-    const unsigned here = unsigned(tile) - level.first_tile, tiles_per_row = (unsigned(level.width) + TILE - 1) / TILE;
+    const unsigned here = tile - level.first_tile, tiles_per_row = (unsigned(level.width) + TILE - 1) / TILE;
     const int top = int(here / tiles_per_row) * TILE, left = int(here % tiles_per_row) * TILE;
     place.width = level.width - left;
     place.height = level.height - top;

@@ -65,7 +65,7 @@ __device__ __forceinline__ void add_row(const Problem& p, const Inputs& inputs, 
 }
 
 template <int VEC, int LANES, typename T, typename Inputs>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 4 : 1)
     forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Inputs inputs,
                    const T* __restrict__ value, T* __restrict__ out) {
   using real = typename Inputs::real;

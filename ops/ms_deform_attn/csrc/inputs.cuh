@@ -55,18 +55,18 @@ struct Given {
 };
 
 // offsets [..., levels, points, 2] in pixels and logits [..., levels, points]: a softmax over all of a row's logits
-// makes the weights. Reference points (x, y) or boxes (centre, size) [images, queries, levels, 2 or 4] in [0, 1].
+// makes the weights. Both are floats, or of the 16-bit type T of value. Reference points (x, y) or boxes (centre, size) [images, queries, levels, 2 or 4] in [0, 1].
 template <typename T, typename C>
 struct Fused {
   using real = C;
   static constexpr bool fused = true;
-  const T* offsets;
-  const T* logits;
+  const void* offsets;
+  const void* logits;
   const C* reference;
-  T* grad_offsets;
-  T* grad_logits;
+  void* grad_offsets;
+  void* grad_logits;
   int64_t image_stride, query_stride, level_stride;  // of the reference, 0 where it is broadcast
-  bool boxes;
+  bool boxes, wide;                                  // wide: offsets and logits are of type C
 
   struct Row {
     int64_t first;
@@ -74,18 +74,18 @@ struct Fused {
     C largest, share;  // of the softmax: a weight is exp(logit - largest) * share
   };
 
-  T* grad_points() const { return grad_offsets; }
-  T* grad_shares() const { return grad_logits; }
+  void* grad_points() const { return grad_offsets; }
+  void* grad_shares() const { return grad_logits; }
 
   template <int LANES>
   __device__ __forceinline__ Row row(const Problem& p, int64_t image, int64_t query, int head, int lane) const {
     const int samples = p.levels * p.points;
     const int64_t first = ((image * p.queries + query) * p.heads + head) * samples;
-    C largest = load<C>(logits + first), sum = 0;
-    for (int j = lane; j < samples; j += LANES) largest = larger(largest, load<C>(logits + first + j));
+    C largest = number(logits, first), sum = 0;
+    for (int j = lane; j < samples; j += LANES) largest = larger(largest, number(logits, first + j));
 #pragma unroll
     for (int d = 1; d < LANES; d *= 2) largest = larger(largest, from_partner<LANES>(largest, d));
-    for (int j = lane; j < samples; j += LANES) sum += exp(load<C>(logits + first + j) - largest);
+    for (int j = lane; j < samples; j += LANES) sum += exp(number(logits, first + j) - largest);
 #pragma unroll
     for (int d = 1; d < LANES; d *= 2) sum += from_partner<LANES>(sum, d);
     return {first, reference + image * image_stride + query * query_stride, largest, 1 / sum};
@@ -93,7 +93,7 @@ struct Fused {
   __device__ __forceinline__ Raw<C> read(const Row& row, int level, int sample) const {
     const int64_t i = row.first + sample;
     const C* anchor = row.reference + level * level_stride;
-    return {load<C>(offsets + 2 * i), load<C>(offsets + 2 * i + 1), load<C>(logits + i), load<C>(anchor),
+    return {number(offsets, 2 * i), number(offsets, 2 * i + 1), number(logits, i), load<C>(anchor),
             load<C>(anchor + 1)};
   }
   __device__ __forceinline__ C weight(const Row& row, const Raw<C>& raw) const {
@@ -109,14 +109,24 @@ struct Fused {
                                                  C y) const {
     if (!grad_offsets) return;
     const int64_t i = row.first + sample;
-    grad_offsets[2 * i] = to<T>(x * pixels_per_offset(row, l, points, 2, level.width));
-    grad_offsets[2 * i + 1] = to<T>(y * pixels_per_offset(row, l, points, 3, level.height));
+    write(grad_offsets, 2 * i, x * pixels_per_offset(row, l, points, 2, level.width));
+    write(grad_offsets, 2 * i + 1, y * pixels_per_offset(row, l, points, 3, level.height));
   }
   __device__ __forceinline__ void write_weight(const Row& row, int sample, C gradient) const {
-    if (grad_logits) grad_logits[row.first + sample] = to<T>(gradient);
+    if (grad_logits) write(grad_logits, row.first + sample, gradient);
   }
 
  private:
+  __device__ __forceinline__ C number(const void* numbers, int64_t i) const {
+    return wide ? load<C>(static_cast<const C*>(numbers) + i) : load<C>(static_cast<const T*>(numbers) + i);
+  }
+  __device__ __forceinline__ void write(void* numbers, int64_t i, C x) const {
+    if (wide) {
+      static_cast<C*>(numbers)[i] = x;
+    } else {
+      static_cast<T*>(numbers)[i] = to<T>(x);
+    }
+  }
   // Offsets are pixels around a point, and points-ths of half a box's side around a box.
   __device__ __forceinline__ C pixels_per_offset(const Row& row, int l, int points, int side, int size) const {
     return boxes ? load<C>(row.reference + l * level_stride + side) * (C(0.5) * C(size) / C(points)) : C(1);
