@@ -164,7 +164,7 @@ __device__ __forceinline__ void write_logits(const Problem& p, const Inputs& inp
 }
 
 template <int VEC, int LANES, typename T, typename Inputs, typename Sum>
-__global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 3 : 1)
+__global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 2 : 1)
     backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Inputs inputs,
                     const T* __restrict__ value, const T* __restrict__ grad_out, const __grid_constant__ Sum sum) {
   using real = typename Inputs::real;
@@ -173,14 +173,14 @@ __global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 
   const Place place = block_place(p);
   const int dim = VEC == 1 ? p.dim : VEC * LANES;
   const int64_t sum_stride = int64_t(p.heads) * dim;
-  const int64_t sum_start = place.image * p.tokens * sum_stride + int64_t(place.head) * dim;
+  const int64_t sum_start = int64_t(place.image) * p.tokens * sum_stride + int64_t(place.head) * dim;
   const T* head = value + place.image * p.value_image + place.head * p.value_head;
+#pragma unroll 1
   for (int i = threadIdx.x / LANES; i < TILE_QUERIES; i += blockDim.x / LANES) {
     const Query query = tile_query(p, place, i);
-    const int64_t index = (place.image * p.queries + query.index) * p.heads + place.head;
-    const auto row = inputs.template row<LANES>(p, place.image, query.index, place.head, lane);
+    const auto row = inputs.template row<LANES>(p, place, query, lane);
     RowBackward<VEC, LANES, T, Sum, real> backward{
-        head, grad_out + index * dim, sum, p.value_token, sum_stride, sum_start, dim, lane, {}, {}};
+        head, grad_out + row_index(p, place, query) * dim, sum, p.value_token, sum_stride, sum_start, dim, lane, {}, {}};
     if constexpr (VEC != 1) backward.load_gradient(0);
     real* const kept = reinterpret_cast<real*>(kept_by_all) + threadIdx.x;
     real mean = 0;

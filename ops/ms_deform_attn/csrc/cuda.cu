@@ -68,15 +68,16 @@ int read_problem(const locap_msda_problem& given, Problem& p) {
   if (std::any_of(std::begin(sizes), std::end(sizes), [](int64_t size) { return size < 0; })) {
     return LOCAP_MSDA_BAD_SIZES;
   }
-  if (given.levels > LOCAP_MSDA_MAX_LEVELS || given.tokens >= MAX_TOKENS || given.heads > INT_MAX ||
+  if (given.levels > LOCAP_MSDA_MAX_LEVELS || given.tokens >= MAX_TOKENS || given.queries > INT_MAX - TILE_QUERIES ||
+      given.heads > INT_MAX ||
       given.dim > INT_MAX || !multiplies_within(INT_MAX, {given.levels, given.points}) ||
       !multiplies_within(INT64_MAX / 16, {given.batch, given.tokens, given.heads, given.dim}) ||
       !multiplies_within(INT64_MAX / 16, {given.batch, given.queries, given.heads, given.dim}) ||
       !multiplies_within(INT64_MAX / 32, {given.batch, given.queries, given.heads, given.levels, given.points})) {
     return LOCAP_MSDA_BAD_SIZES;
   }
-  p.tokens = given.tokens;
-  p.queries = given.queries;
+  p.tokens = int(given.tokens);
+  p.queries = int(given.queries);
   p.heads = int(given.heads);
   p.dim = int(given.dim);
   p.levels = int(given.levels);
@@ -99,7 +100,7 @@ int read_problem(const locap_msda_problem& given, Problem& p) {
   }
   if (start != given.tokens) return LOCAP_MSDA_BAD_SIZES;
   if (!p.queries_are_tokens) tiles = (given.queries + TILE_QUERIES - 1) / TILE_QUERIES;
-  p.tiles = unsigned(tiles);
+  p.tiles = int(tiles);
   return multiplies_within(INT_MAX, {given.batch, tiles, given.heads}) ? LOCAP_MSDA_OK : LOCAP_MSDA_BAD_SIZES;
 }
 
@@ -146,9 +147,6 @@ int with_shape(int64_t dim, bool wide, const Use& use) {
   }
   return use(Shape<1, 8>{});
 }
-
-template <int LANES>
-constexpr int THREADS = std::min(MAX_THREADS, TILE_QUERIES* LANES);
 
 // One call: the problem as given and as the kernels read it.
 struct Call {

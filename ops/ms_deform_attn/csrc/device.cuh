@@ -17,6 +17,8 @@ namespace msda {
 constexpr int TILE = 8;
 constexpr int TILE_QUERIES = TILE * TILE;
 constexpr int MAX_THREADS = 256;
+template <int LANES>
+constexpr int THREADS = TILE_QUERIES * LANES < MAX_THREADS ? TILE_QUERIES * LANES : MAX_THREADS;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct Level {
@@ -27,50 +29,48 @@ struct Level {
 
 // Sizes of one call, passed by value: no kernel reads them from memory, and no host copy waits for the device.
 struct Problem {
-  int64_t tokens, queries;                       // per image
   int64_t value_image, value_token, value_head;  // strides of value in elements
+  int tokens, queries, tiles;                    // per image
   int heads, dim, levels, points;
-  unsigned tiles;  // per image
   bool queries_are_tokens;
   Level level[LOCAP_MSDA_MAX_LEVELS];
 };
 
 // The part of a block: one head of one image, and a tile of queries.
 struct Place {
-  int64_t image;
-  int head, width, height;  // of the tile's level, less the tile's first column and row
-  int64_t first, row_stride;
+  int image, head;
+  int width, height;      // of the tile's level, less the tile's first column and row
+  int first, row_stride;  // query of the tile's corner; from row to row
 };
 
 __device__ __forceinline__ Place block_place(const Problem& p) {
-  const unsigned tile_of_all = blockIdx.x / unsigned(p.heads), tile = tile_of_all % p.tiles;
-  const unsigned head = blockIdx.x - tile_of_all * unsigned(p.heads);
-  Place place{tile_of_all / p.tiles, int(head), TILE, TILE, int64_t(tile) * TILE_QUERIES, TILE};
-  if (p.queries_are_tokens) {
-    int l = 0;
-    while (l + 1 < p.levels && tile >= p.level[l + 1].first_tile) ++l;
-    const Level& level = p.level[l];
-    const unsigned here = tile - level.first_tile, tiles_per_row = (unsigned(level.width) + TILE - 1) / TILE;
-    const int top = int(here / tiles_per_row) * TILE, left = int(here % tiles_per_row) * TILE;
-    place.width = level.width - left;
-    place.height = level.height - top;
-    place.first = int64_t(level.start) + int64_t(top) * level.width + left;
-    place.row_stride = level.width;
-  }
-  return place;
+  const unsigned tile_of_all = blockIdx.x / unsigned(p.heads), image = tile_of_all / unsigned(p.tiles);
+  const int head = int(blockIdx.x - tile_of_all * unsigned(p.heads)), tile = int(tile_of_all - image * unsigned(p.tiles));
+  if (!p.queries_are_tokens) return {int(image), head, TILE, TILE, tile * TILE_QUERIES, TILE};
+  int l = 0;
+  while (l + 1 < p.levels && tile >= int(p.level[l + 1].first_tile)) ++l;
+  const Level& level = p.level[l];
+  const int here = tile - int(level.first_tile), tiles_per_row = (level.width + TILE - 1) / TILE;
+  const int row = here / tiles_per_row, top = row * TILE, left = (here - row * tiles_per_row) * TILE;
+  return {int(image), head, level.width - left, level.height - top, int(level.start) + top * level.width + left,
+          level.width};
 }
 
 // Query i of the tile. Lanes without one repeat the tile's first, so that warps stay whole, and write nothing.
 struct Query {
-  int64_t index;
+  int index;
   bool exists;
 };
 
 __device__ __forceinline__ Query tile_query(const Problem& p, const Place& place, int i) {
-  const int column = i % TILE, row = i / TILE;
-  const int64_t index = place.first + row * place.row_stride + column;
+  const int column = i % TILE, row = i / TILE, index = place.first + row * place.row_stride + column;
   const bool exists = column < place.width && row < place.height && index < p.queries;
   return {exists ? index : place.first, exists};
+}
+
+// Number of a query's head among all of the batch.
+__device__ __forceinline__ int64_t row_index(const Problem& p, const Place& place, const Query& query) {
+  return (int64_t(place.image) * p.queries + query.index) * p.heads + place.head;
 }
 
 template <int BYTES>
@@ -125,19 +125,36 @@ struct Wider<double> {
 template <typename T>
 using wider = typename Wider<T>::type;
 
-// One load of N neighbours, at most 16 bytes, through the read-only path.
+// N neighbours, at most 16 bytes, from one load through the read-only path. They stay packed until they are used:
+// unpacked, 16-bit numbers need twice the registers.
+template <int N, typename T>
+struct Packed {
+  T at[N];
+
+  template <typename real>
+  __device__ __forceinline__ real get(int i) const {
+    return to<real>(at[i]);
+  }
+};
+
+template <int N, typename T>
+__device__ __forceinline__ Packed<N, T> load_packed(const T* at) {
+  Packed<N, T> packed;
+  if constexpr (N * sizeof(T) == 8 && N == 1) {
+    packed.at[0] = __ldg(at);
+  } else {
+    using Word = typename Words<N * sizeof(T)>::type;
+    const Word word = __ldg(reinterpret_cast<const Word*>(at));
+    memcpy(packed.at, &word, sizeof(word));
+  }
+  return packed;
+}
+
 template <int N, typename T, typename real>
 __device__ __forceinline__ void load(const T* at, real (&numbers)[N]) {
-  using Word = typename Words<N * sizeof(T)>::type;
-  T parts[N];
-  const Word word = __ldg(reinterpret_cast<const Word*>(at));
-  memcpy(parts, &word, sizeof(word));
+  const Packed<N, T> packed = load_packed<N>(at);
 #pragma unroll
-  for (int i = 0; i < N; ++i) numbers[i] = to<real>(parts[i]);
-}
-template <>
-__device__ __forceinline__ void load<1, double, double>(const double* at, double (&numbers)[1]) {
-  numbers[0] = __ldg(at);
+  for (int i = 0; i < N; ++i) numbers[i] = packed.template get<real>(i);
 }
 
 template <typename real, typename T>

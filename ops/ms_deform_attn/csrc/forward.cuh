@@ -18,21 +18,24 @@ struct Prepared {
   Corners<real> weights;
 };
 
+template <int VEC, typename T, typename real>
+__device__ __forceinline__ void add_pixel(const Packed<VEC, T>& pixel, real weight, real (&sum)[VEC]) {
+#pragma unroll
+  for (int i = 0; i < VEC; ++i) sum[i] += weight * pixel.template get<real>(i);
+}
+
 template <int VEC, int LANES, typename T, typename real>
 __device__ __forceinline__ void add_sample(const T* channels, int64_t token_stride, int width,
                                            const Prepared<real>& mine, int s, real (&sum)[VEC]) {
   const uint32_t cell = from_lane<LANES>(mine.cell, s);
   const T* corner = channels + int64_t(token_of(cell)) * token_stride;
   const int64_t right = step_right(cell) * token_stride, down = step_down(cell, width) * token_stride;
-  real ul[VEC], ur[VEC], ll[VEC], lr[VEC];
-  load<VEC>(corner, ul);
-  load<VEC>(corner + right, ur);
-  load<VEC>(corner + down, ll);
-  load<VEC>(corner + down + right, lr);
-  const real a = from_lane<LANES>(mine.weights.upper_left, s), b = from_lane<LANES>(mine.weights.upper_right, s);
-  const real c = from_lane<LANES>(mine.weights.lower_left, s), d = from_lane<LANES>(mine.weights.lower_right, s);
-#pragma unroll
-  for (int i = 0; i < VEC; ++i) sum[i] += a * ul[i] + b * ur[i] + c * ll[i] + d * lr[i];
+  const auto ul = load_packed<VEC>(corner), ur = load_packed<VEC>(corner + right);
+  const auto ll = load_packed<VEC>(corner + down), lr = load_packed<VEC>(corner + down + right);
+  add_pixel(ul, from_lane<LANES>(mine.weights.upper_left, s), sum);
+  add_pixel(ur, from_lane<LANES>(mine.weights.upper_right, s), sum);
+  add_pixel(ll, from_lane<LANES>(mine.weights.lower_left, s), sum);
+  add_pixel(lr, from_lane<LANES>(mine.weights.lower_right, s), sum);
 }
 
 template <int VEC, int LANES, typename T, typename Inputs>
@@ -73,15 +76,15 @@ __global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 
   const Place place = block_place(p);
   const int dim = VEC == 1 ? p.dim : VEC * LANES;
   const T* head = value + place.image * p.value_image + place.head * p.value_head;
-  for (int i = threadIdx.x / LANES; i < TILE_QUERIES; i += blockDim.x / LANES) {
+#pragma unroll 1
+  for (int i = threadIdx.x / LANES; i < TILE_QUERIES; i += THREADS<LANES> / LANES) {
     const Query query = tile_query(p, place, i);
-    const auto row = inputs.template row<LANES>(p, place.image, query.index, place.head, lane);
-    T* result = out + ((place.image * p.queries + query.index) * p.heads + place.head) * int64_t(dim);
+    const auto row = inputs.template row<LANES>(p, place, query, lane);
     for (int first = 0; first < dim; first += VEC * LANES) {
       const int channel = first + lane * VEC;
       real sum[VEC] = {};
       add_row<VEC, LANES>(p, inputs, row, head + min(channel, dim - VEC), p.value_token, lane, sum);
-      if (query.exists && channel < dim) store<VEC>(result + channel, sum);
+      if (query.exists && channel < dim) store<VEC>(out + row_index(p, place, query) * dim + channel, sum);
     }
   }
 }

@@ -31,8 +31,8 @@ struct Given {
   C* grad_shares() const { return grad_weights; }
 
   template <int LANES>
-  __device__ __forceinline__ Row row(const Problem& p, int64_t image, int64_t query, int head, int) const {
-    return {((image * p.queries + query) * p.heads + head) * (p.levels * p.points)};
+  __device__ __forceinline__ Row row(const Problem& p, const Place& place, const Query& query, int) const {
+    return {row_index(p, place, query) * (p.levels * p.points)};
   }
   __device__ __forceinline__ Raw<C> read(const Row& row, int, int sample) const {
     const int64_t i = row.first + sample;
@@ -78,9 +78,9 @@ struct Fused {
   void* grad_shares() const { return grad_logits; }
 
   template <int LANES>
-  __device__ __forceinline__ Row row(const Problem& p, int64_t image, int64_t query, int head, int lane) const {
+  __device__ __forceinline__ Row row(const Problem& p, const Place& place, const Query& query, int lane) const {
     const int samples = p.levels * p.points;
-    const int64_t first = ((image * p.queries + query) * p.heads + head) * samples;
+    const int64_t first = row_index(p, place, query) * samples;
     C largest = number(logits, first), sum = 0;
     for (int j = lane; j < samples; j += LANES) largest = larger(largest, number(logits, first + j));
 #pragma unroll
@@ -88,7 +88,7 @@ struct Fused {
     for (int j = lane; j < samples; j += LANES) sum += exp(number(logits, first + j) - largest);
 #pragma unroll
     for (int d = 1; d < LANES; d *= 2) sum += from_partner<LANES>(sum, d);
-    return {first, reference + image * image_stride + query * query_stride, largest, 1 / sum};
+    return {first, reference + place.image * image_stride + query.index * query_stride, largest, 1 / sum};
   }
   __device__ __forceinline__ Raw<C> read(const Row& row, int level, int sample) const {
     const int64_t i = row.first + sample;

@@ -23,6 +23,7 @@ inline __half __float2half_rn(float number) {
   const uint16_t sign = std::signbit(number) ? 0x8000 : 0;
   if (number != number) return {0x7fff};
   const float size = std::fabs(number);
+  if (size == 0) return {sign};
   if (size >= 65520.0f) return {uint16_t(sign | 0x7c00)};
   int exponent = 0;
   std::frexp(size, &exponent);
