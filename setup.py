@@ -18,5 +18,15 @@ setup(
     cmdclass={"build_py": BuildPackage},
     package_dir={"locap": "."},
     packages=["locap"] + [f"locap.{name}" for name in find_packages(include=PARTS)],
-    package_data={"locap": ["configs/**/*.yaml", "datasets/**/*.txt", "datasets/**/*.json", "py.typed"]},
+    package_data={
+        "locap": [
+            "configs/**/*.yaml",
+            "ops/**/*.cpp",
+            "ops/**/*.cu",
+            "ops/**/*.h",
+            "datasets/**/*.txt",
+            "datasets/**/*.json",
+            "py.typed",
+        ]
+    },
 )

@@ -1,0 +1,744 @@
+// Multi-scale deformable attention on the CPU, compiled once per instruction set (-DLOCAP_MSDA_ISA=base, v3, v4).
+//
+// The heads of `value` lie interleaved, [S, M, D], so that the rows of one head fall into few cache sets. Each head (each
+// level of a head in the backward pass) is therefore first copied to a buffer of its own, in the type of the sums, its
+// rows padded to whole vectors and every level surrounded by a border of zeros: a sample then needs no test and no
+// conversion, and a sample that does not count is sent to a stretch of zeros. Queries are worked on in small tiles of
+// the picture, whose samples share the nearest cache.
+//
+// Only built-ins of the compiler are used here: an inline function of the standard library, compiled for one instruction
+// set, could be linked into the code for another.
+#include "cpu_kernel.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace locap_msda {
+namespace {
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+template <class A>
+struct Vectors;
+template <>
+struct Vectors<float> {
+    typedef float Aligned __attribute__((vector_size(VECTOR_BYTES), may_alias));
+    typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+    typedef int32_t Int;
+};
+template <>
+struct Vectors<double> {
+    typedef double Aligned __attribute__((vector_size(VECTOR_BYTES), may_alias));
+    typedef double Loose __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+    typedef int64_t Int;
+};
+
+constexpr int kWidthStep = 16;    // rows of the buffers are a multiple of this many channels
+constexpr int kBlockSamples = 256;
+
+// ---- conversions, free of branches so that loops over them become vector code ----
+
+INLINE float bits_to_float(uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return x;
+}
+INLINE uint32_t float_to_bits(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return bits;
+}
+INLINE float from_bf16(uint16_t h) { return bits_to_float(uint32_t(h) << 16); }
+INLINE uint16_t to_bf16(float x) {
+    const uint32_t bits = float_to_bits(x);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return uint16_t(x != x ? (bits >> 16) | 0x40u : rounded);
+}
+INLINE float from_f16(uint16_t h) {
+    const uint32_t magnitude = uint32_t(h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
+    const float normal = bits_to_float(magnitude + 0x38000000u);
+    const float special = bits_to_float(magnitude + 0x70000000u);                              // infinity, NaN
+    const float tiny = bits_to_float(magnitude + 0x38800000u) - bits_to_float(0x38800000u);  // subnormal
+    const float x = exponent == 0x0f800000u ? special : exponent == 0 ? tiny : normal;
+    return bits_to_float(float_to_bits(x) | (uint32_t(h & 0x8000u) << 16));
+}
+INLINE uint16_t to_f16(float x) {
+    const uint32_t bits = float_to_bits(x), sign = bits & 0x80000000u, magnitude = bits ^ sign;
+    const uint32_t tiny = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t half = magnitude >= 0x47800000u ? large : magnitude < 0x38800000u ? tiny : normal;
+    return uint16_t(half | (sign >> 16));
+}
+
+INLINE int64_t element_bytes(int dtype) { return dtype == LOCAP_MSDA_F64 ? 8 : dtype == LOCAP_MSDA_F32 ? 4 : 2; }
+
+// Element `at` of a tensor given by address and type.
+INLINE const char* element(const void* data, int dtype, int64_t at) {
+    return static_cast<const char*>(data) + at * element_bytes(dtype);
+}
+INLINE char* element(void* data, int dtype, int64_t at) { return static_cast<char*>(data) + at * element_bytes(dtype); }
+
+INLINE void load(double* to, const char* from, int, int64_t count) { __builtin_memcpy(to, from, count * 8); }
+INLINE void load(float* to, const char* from, int dtype, int64_t count) {
+    if (dtype == LOCAP_MSDA_F32) {
+        const float* x = reinterpret_cast<const float*>(from);
+        for (int64_t i = 0; i < count; ++i) to[i] = x[i];
+        return;
+    }
+    const uint16_t* x = reinterpret_cast<const uint16_t*>(from);
+    if (dtype == LOCAP_MSDA_BF16)
+        for (int64_t i = 0; i < count; ++i) to[i] = from_bf16(x[i]);
+    else
+        for (int64_t i = 0; i < count; ++i) to[i] = from_f16(x[i]);
+}
+INLINE void store(char* to, int, const double* from, int64_t count) { __builtin_memcpy(to, from, count * 8); }
+INLINE void store(char* to, int dtype, const float* from, int64_t count) {
+    if (dtype == LOCAP_MSDA_F32) {
+        float* x = reinterpret_cast<float*>(to);
+        for (int64_t i = 0; i < count; ++i) x[i] = from[i];
+        return;
+    }
+    uint16_t* x = reinterpret_cast<uint16_t*>(to);
+    if (dtype == LOCAP_MSDA_BF16)
+        for (int64_t i = 0; i < count; ++i) x[i] = to_bf16(from[i]);
+    else
+        for (int64_t i = 0; i < count; ++i) x[i] = to_f16(from[i]);
+}
+
+INLINE float exponential(float x) {  // x <= 0; relative error below 2 units in the last place
+    x = x < -87.0f ? -87.0f : x;
+    const float rounded = x * 1.44269504f + 12582912.0f, n = rounded - 12582912.0f;
+    const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.98756915e-4f;
+    p = p * r + 1.39819995e-3f;
+    p = p * r + 8.33345190e-3f;
+    p = p * r + 4.16657962e-2f;
+    p = p * r + 1.66666655e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return p * bits_to_float((float_to_bits(rounded) << 23) + 0x3f800000u);
+}
+INLINE double exponential(double x) { return __builtin_exp(x); }
+
+// ---- sizes and scratch memory ----
+
+struct Level {
+    int64_t height, width, start;  // of the first token
+    int64_t first_cell, stride;    // in the buffer of a head: cell of the border's corner, cells per row
+};
+
+struct Plan {
+    int64_t width;                // channels of a buffer's row
+    int64_t zeros, cells;         // of a head's buffer: where its stretch of zeros begins, and all of it
+    int64_t zero_cells;           // of that stretch: four corners from its first cell stay inside
+    int64_t largest_level;        // cells
+    int64_t samples, block;       // per query: L * K; queries per block
+    int levels;
+    Level level[LOCAP_MSDA_MAX_LEVELS];
+};
+
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Plan make_plan(const locap_msda_problem& p) {
+    Plan plan;
+    plan.width = larger(ceil_div(p.dim, kWidthStep), 1) * kWidthStep;
+    plan.levels = int(p.levels);
+    plan.samples = p.levels * p.points;
+    plan.block = kBlockSamples / larger(plan.samples, 1);
+    plan.block = plan.block >= 32 ? 32 : plan.block >= 8 ? plan.block / 8 * 8 : larger(plan.block, 1);
+    int64_t start = 0, cell = 0, widest = 0, largest = 0;
+    for (int l = 0; l < plan.levels; ++l) {
+        const int64_t height = p.shapes[2 * l], width = p.shapes[2 * l + 1], cells = (height + 2) * (width + 2);
+        plan.level[l] = {height, width, start, cell, width + 2};
+        start += height * width;
+        cell += cells;
+        widest = larger(widest, width);
+        largest = larger(largest, cells);
+    }
+    plan.zeros = cell;
+    plan.zero_cells = widest + 4;
+    plan.cells = cell + plan.zero_cells;
+    plan.largest_level = largest;
+    return plan;
+}
+
+// The samples of one block: `per_query` for each of its queries, one query after the other.
+template <class A>
+struct Samples {
+    typedef typename Vectors<A>::Int Int;
+    int64_t per_query;
+    A *x, *y, *score;                  // locations and weights; after weigh() the fractions, and 0 where none counts
+    A *w00, *w01, *w10, *w11;          // bilinear weights times score
+    A* valid;                          // 1 or 0
+    A *level_width, *level_height;     // of each sample's level
+    Int *first, *stride;               // likewise
+    Int* cell;                         // of the sample's upper left corner
+    A *rows, *raw, *dots;              // channels per query; scratch; partial dot products per corner
+};
+
+constexpr int64_t kDots = 4 * VECTOR_BYTES / 8;  // numbers per sample in `dots`, at most
+
+template <class A>
+int64_t samples_bytes(const Plan& plan) {
+    const int64_t count = plan.block * larger(plan.samples, 1) + 16;
+    return ((13 + 2 + kDots) * count + plan.width * plan.block) * int64_t(sizeof(A)) + 16 * 64;
+}
+
+template <class T>
+INLINE void take(T*& part, char*& memory, int64_t count) {
+    part = reinterpret_cast<T*>(memory);
+    memory += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+}
+
+// Divide the memory, and fill the tables for the levels from `first_level` to before `last_level`.
+template <class A>
+Samples<A> make_samples(const Plan& plan, char* memory, int64_t points, int first_level, int last_level) {
+    const int64_t count = plan.block * larger(plan.samples, 1);
+    Samples<A> s;
+    A** const parts[] = {&s.x, &s.y, &s.score, &s.w00, &s.w01, &s.w10, &s.w11, &s.valid, &s.level_width,
+                         &s.level_height};
+    for (A** part : parts) take(*part, memory, count);
+    take(s.first, memory, count);
+    take(s.stride, memory, count);
+    take(s.cell, memory, count);
+    take(s.dots, memory, count * kDots);
+    take(s.raw, memory, 2 * count);
+    take(s.rows, memory, plan.width * plan.block);
+    s.per_query = points * (last_level - first_level);
+    for (int64_t t = 0; t < plan.block * s.per_query; ++t) {
+        const Level& level = plan.level[first_level + t % s.per_query / points];
+        s.level_width[t] = A(level.width);
+        s.level_height[t] = A(level.height);
+        s.stride[t] = typename Vectors<A>::Int(level.stride);
+        // A buffer of one level begins with that level.
+        s.first[t] = typename Vectors<A>::Int(level.first_cell - plan.level[first_level].first_cell);
+    }
+    return s;
+}
+
+// ---- buffers of one head ----
+
+template <class A>
+void pack(const Job& job, const Plan& plan, int64_t image, int64_t head, const Level& level, A* to) {
+    const locap_msda_problem& p = *job.problem;
+    const int64_t width = plan.width, row = level.stride * width, pad = width - p.dim;
+    const int64_t bytes = p.value_strides[1] * element_bytes(p.dtype);
+    __builtin_memset(to, 0, row * sizeof(A));
+    for (int64_t y = 0; y < level.height; ++y) {
+        const int64_t token = level.start + y * level.width;
+        const char* from = element(job.value, p.dtype,
+                                   image * p.value_strides[0] + token * p.value_strides[1] + head * p.value_strides[2]);
+        A* cell = to + (y + 1) * row;
+        for (int64_t c = 0; c < width; ++c) cell[c] = 0;
+        cell += width;
+        for (int64_t x = 0; x < level.width; ++x, cell += width, from += bytes) {
+            load(cell, from, p.dtype, p.dim);
+            for (int64_t c = 0; c < pad; ++c) cell[p.dim + c] = 0;
+        }
+        for (int64_t c = 0; c < width; ++c) cell[c] = 0;
+    }
+    __builtin_memset(to + (level.height + 1) * row, 0, row * sizeof(A));
+}
+
+template <class A>
+void unpack(const Job& job, const Plan& plan, int64_t image, int64_t head, const Level& level, const A* from) {
+    const locap_msda_problem& p = *job.problem;
+    A* const grad = static_cast<A*>(job.grad_value);
+    for (int64_t y = 0; y < level.height; ++y) {
+        const A* cell = from + ((y + 1) * level.stride + 1) * plan.width;
+        A* to = grad + (((image * p.tokens + level.start + y * level.width) * p.heads + head) * p.dim);
+        for (int64_t x = 0; x < level.width; ++x, cell += plan.width, to += p.heads * p.dim)
+            for (int64_t c = 0; c < p.dim; ++c) to[c] = cell[c];
+    }
+}
+
+// ---- where the samples of a block are ----
+
+template <class A>
+void softmax_rows(A* score, int64_t rows, int64_t count) {
+    for (int64_t i = 0; i < rows; ++i) {
+        A* row = score + i * count;
+        A top = row[0];
+        for (int64_t j = 1; j < count; ++j) top = row[j] > top ? row[j] : top;
+        for (int64_t j = 0; j < count; ++j) row[j] = row[j] - top;
+    }
+    for (int64_t t = 0; t < rows * count; ++t) score[t] = exponential(score[t]);
+    for (int64_t i = 0; i < rows; ++i) {
+        A* row = score + i * count;
+        A sum = 0;
+        for (int64_t j = 0; j < count; ++j) sum += row[j];
+        const A scale = 1 / sum;
+        for (int64_t j = 0; j < count; ++j) row[j] *= scale;
+    }
+}
+
+// Fill score, x and y with the weights and locations of the queries' samples on some levels.
+template <class A>
+void fetch(const Job& job, const Plan& plan, Samples<A>& s, int64_t image, int64_t head, const int32_t* queries,
+           int64_t rows, int first_level) {
+    const locap_msda_problem& p = *job.problem;
+    const int64_t all = plan.samples, some = s.per_query, from = first_level * p.points;
+    const int dtype = job.fused ? p.points_dtype : sizeof(A) == 8 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
+    for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * all;
+        load(s.raw, element(job.points, dtype, 2 * (at + from)), dtype, 2 * some);
+        A *x = s.x + i * some, *y = s.y + i * some;
+        for (int64_t j = 0; j < some; ++j) x[j] = s.raw[2 * j], y[j] = s.raw[2 * j + 1];
+        if (!job.fused) load(s.score + i * some, element(job.scores, dtype, at + from), dtype, some);
+    }
+    if (!job.fused) return;
+    for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * all;
+        load(s.raw + i * all, element(job.scores, dtype, at), dtype, all);
+    }
+    if (all) softmax_rows(s.raw, rows, all);
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < some; ++j) s.score[i * some + j] = s.raw[i * all + from + j];
+    const A half_share = A(0.5) / A(p.points);
+    for (int64_t i = 0; i < rows; ++i) {
+        const A* query = static_cast<const A*>(job.reference) + image * p.reference_strides[0] +
+                         queries[i] * p.reference_strides[1];
+        for (int64_t j = 0; j < some; ++j) {
+            const A* reference = query + (first_level + j / p.points) * p.reference_strides[2];
+            const int64_t t = i * some + j;
+            s.w00[t] = reference[0], s.w01[t] = reference[1];
+            if (p.reference_dim == 4) s.w10[t] = reference[2] * half_share, s.w11[t] = reference[3] * half_share;
+        }
+    }
+    const int64_t count = rows * some;
+    if (p.reference_dim == 4) {
+        for (int64_t t = 0; t < count; ++t) s.x[t] = s.w00[t] + s.x[t] * s.w10[t];
+        for (int64_t t = 0; t < count; ++t) s.y[t] = s.w01[t] + s.y[t] * s.w11[t];
+    } else {
+        for (int64_t t = 0; t < count; ++t) s.x[t] = s.w00[t] + s.x[t] / s.level_width[t];
+        for (int64_t t = 0; t < count; ++t) s.y[t] = s.w01[t] + s.y[t] / s.level_height[t];
+    }
+}
+
+// Turn locations and weights into cells, fractions and the weights of the four corners.
+template <class A>
+void weigh(Samples<A>& s, int64_t count, int64_t zeros) {
+    typedef typename Vectors<A>::Int Int;
+    const Int nowhere = Int(zeros);
+    A* __restrict x = s.x;
+    A* __restrict y = s.y;
+    A* __restrict score = s.score;
+    A* __restrict valid = s.valid;
+    A *__restrict w00 = s.w00, *__restrict w01 = s.w01, *__restrict w10 = s.w10, *__restrict w11 = s.w11;
+    const A *__restrict wide = s.level_width, *__restrict high = s.level_height;
+    const Int *__restrict first = s.first, *__restrict stride = s.stride;
+    Int* __restrict cell = s.cell;
+    for (int64_t t = 0; t < count; ++t) {
+        const A u = x[t] * wide[t] - A(0.5), v = y[t] * high[t] - A(0.5);
+        const bool counts = (u > A(-1)) & (v > A(-1)) & (u < wide[t]) & (v < high[t]);
+        const A uc = counts ? u : A(0), vc = counts ? v : A(0), a = counts ? score[t] : A(0);
+        Int column = Int(uc), row = Int(vc);  // towards zero; floor is one less below
+        column -= A(column) > uc ? 1 : 0;
+        row -= A(row) > vc ? 1 : 0;
+        const A lx = uc - A(column), ly = vc - A(row);
+        const Int inside = first[t] + (row + 1) * stride[t] + column + 1;
+        cell[t] = counts ? inside : nowhere;
+        const A lower = a * ly, upper = a - lower;
+        w11[t] = lower * lx;
+        w10[t] = lower - w11[t];
+        w01[t] = upper * lx;
+        w00[t] = upper - w01[t];
+        x[t] = lx;
+        y[t] = ly;
+        score[t] = a;
+        valid[t] = counts ? A(1) : A(0);
+    }
+}
+
+// ---- forward: C channels, a whole number of vectors, from channel `at` on ----
+
+template <class A, int C>
+void gather(const Samples<A>& s, const A* cells, int64_t width, int64_t at, int64_t rows) {
+    typedef typename Vectors<A>::Aligned V;
+    constexpr int lanes = VECTOR_BYTES / sizeof(A), n = C / lanes;
+    for (int64_t i = 0, t = 0; i < rows; ++i) {
+        V upper[n] = {}, lower[n] = {};  // two chains of additions, so that they overlap
+        for (int64_t j = 0; j < s.per_query; ++j, ++t) {
+            const A* top = cells + int64_t(s.cell[t]) * width + at;
+            const V* p00 = reinterpret_cast<const V*>(top);
+            const V* p01 = reinterpret_cast<const V*>(top + width);
+            const A* bottom = top + int64_t(s.stride[t]) * width;
+            const V* p10 = reinterpret_cast<const V*>(bottom);
+            const V* p11 = reinterpret_cast<const V*>(bottom + width);
+            const A w00 = s.w00[t], w01 = s.w01[t], w10 = s.w10[t], w11 = s.w11[t];
+#pragma GCC unroll 16
+            for (int k = 0; k < n; ++k) {
+                upper[k] += w00 * p00[k];
+                lower[k] += w10 * p10[k];
+                upper[k] += w01 * p01[k];
+                lower[k] += w11 * p11[k];
+            }
+        }
+        V* out = reinterpret_cast<V*>(s.rows + i * width + at);
+#pragma GCC unroll 16
+        for (int k = 0; k < n; ++k) out[k] = upper[k] + lower[k];
+    }
+}
+
+template <class A>
+void gather_rows(const Samples<A>& s, const A* cells, int64_t width, int64_t rows) {
+    int64_t at = 0;
+    for (; width - at >= 128; at += 128) gather<A, 128>(s, cells, width, at, rows);
+    if (width - at >= 64) gather<A, 64>(s, cells, width, at, rows), at += 64;
+    if (width - at >= 32) gather<A, 32>(s, cells, width, at, rows), at += 32;
+    if (width - at >= 16) gather<A, 16>(s, cells, width, at, rows);
+}
+
+template <class A>
+void forward_queries(const Job& job, const Plan& plan, Samples<A>& s, int64_t image, int64_t head, const A* cells,
+                     int64_t begin, int64_t end) {
+    const locap_msda_problem& p = *job.problem;
+    for (int64_t q = begin; q < end; q += plan.block) {
+        const int64_t rows = smaller(plan.block, end - q);
+        const int32_t* queries = job.order + q;
+        fetch(job, plan, s, image, head, queries, rows, 0);
+        weigh(s, rows * s.per_query, plan.zeros);
+        gather_rows(s, cells, plan.width, rows);
+        for (int64_t i = 0; i < rows; ++i)
+            store(element(job.out, p.dtype, ((image * p.queries + queries[i]) * p.heads + head) * p.dim), p.dtype,
+                  s.rows + i * plan.width, p.dim);
+    }
+}
+
+// Heads are worked on `wave` at a time: first their buffers are filled, then the queries are shared out.
+template <class A>
+struct Forward {
+    const Job& job;
+    Plan plan;
+    int64_t first_head, wave, chunk, chunks;
+    A* cells;
+    char* scratch;
+    int64_t scratch_bytes;
+
+    A* buffer(int64_t k) const { return cells + k * plan.cells * plan.width; }
+
+    void fill(int64_t k, int l) const {
+        const int64_t head = first_head + k;
+        if (l == plan.levels)
+            __builtin_memset(buffer(k) + plan.zeros * plan.width, 0, plan.zero_cells * plan.width * sizeof(A));
+        else
+            pack(job, plan, head / job.problem->heads, head % job.problem->heads, plan.level[l],
+                 buffer(k) + plan.level[l].first_cell * plan.width);
+    }
+
+    void look(int64_t k, int64_t begin, int64_t end, int worker) const {
+        const int64_t head = first_head + k;
+        auto s = make_samples<A>(plan, scratch + worker * scratch_bytes, job.problem->points, 0, plan.levels);
+        forward_queries(job, plan, s, head / job.problem->heads, head % job.problem->heads, buffer(k), begin, end);
+    }
+
+    static void fill_task(void* self, int64_t task, int) {
+        const Forward& f = *static_cast<Forward*>(self);
+        f.fill(task / (f.plan.levels + 1), int(task % (f.plan.levels + 1)));
+    }
+    static void look_task(void* self, int64_t task, int worker) {
+        const Forward& f = *static_cast<Forward*>(self);
+        const int64_t begin = task % f.chunks * f.chunk;
+        f.look(task / f.chunks, begin, smaller(begin + f.chunk, f.job.problem->queries), worker);
+    }
+    // Both at once: as many heads as there are workers, or more, need no waiting for each other.
+    static void head_task(void* self, int64_t head, int worker) {
+        Forward f = *static_cast<Forward*>(self);
+        f.first_head = head - worker;
+        for (int l = 0; l <= f.plan.levels; ++l) f.fill(worker, l);
+        f.look(worker, 0, f.job.problem->queries, worker);
+    }
+};
+
+template <class A>
+int forward_as(const Job& job) {
+    const locap_msda_problem& p = *job.problem;
+    const int64_t heads = p.batch * p.heads;
+    if (heads == 0 || p.queries == 0 || p.dim == 0) return LOCAP_MSDA_OK;
+    Forward<A> f{job, make_plan(p), 0, smaller(heads, p.threads), 0, 0, nullptr, nullptr, 0};
+    f.chunk = ceil_div(larger(ceil_div(p.queries, 4 * p.threads), 256), f.plan.block) * f.plan.block;
+    f.chunks = ceil_div(p.queries, f.chunk);
+    f.scratch_bytes = samples_bytes<A>(f.plan);
+    f.cells = static_cast<A*>(job.allocate(f.wave * f.plan.cells * f.plan.width * sizeof(A)));
+    f.scratch = static_cast<char*>(job.allocate(p.threads * f.scratch_bytes));
+    if (f.cells && f.scratch) {
+        if (heads % p.threads == 0 || heads >= 4 * p.threads) {
+            job.parallel(int(f.wave), heads, Forward<A>::head_task, &f);
+        } else {
+            for (; f.first_head < heads; f.first_head += f.wave) {
+                f.wave = smaller(f.wave, heads - f.first_head);
+                job.parallel(p.threads, f.wave * (f.plan.levels + 1), Forward<A>::fill_task, &f);
+                job.parallel(p.threads, f.wave * f.chunks, Forward<A>::look_task, &f);
+            }
+        }
+    }
+    const bool done = f.cells && f.scratch;
+    job.release(f.cells);
+    job.release(f.scratch);
+    return done ? LOCAP_MSDA_OK : LOCAP_MSDA_OUT_OF_MEMORY;
+}
+
+// ---- backward: one level of one head at a time, so that nobody else adds to the same gradient ----
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#if VECTOR_BYTES == 64
+#define LOW_HALVES(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define HIGH_HALVES(a, b) SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define LOW_QUARTERS(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define HIGH_QUARTERS(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+#elif VECTOR_BYTES == 32
+#define LOW_HALVES(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH_HALVES(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#else
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 4, 6)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 5, 7)
+#endif
+#endif
+
+// Keep the products of the four corners: four partial sums for each, 16 numbers per sample.
+INLINE void keep(float* dots, bool first, const Vectors<float>::Aligned* d) {
+    typedef Vectors<float>::Aligned V;
+    V* to = reinterpret_cast<V*>(dots);
+#if VECTOR_BYTES == 64
+    const V upper = LOW_HALVES(d[0], d[1]) + HIGH_HALVES(d[0], d[1]);
+    const V lower = LOW_HALVES(d[2], d[3]) + HIGH_HALVES(d[2], d[3]);
+    const V sum = LOW_QUARTERS(upper, lower) + HIGH_QUARTERS(upper, lower);
+    to[0] = first ? sum : to[0] + sum;
+#elif VECTOR_BYTES == 32
+    const V upper = LOW_HALVES(d[0], d[1]) + HIGH_HALVES(d[0], d[1]);
+    const V lower = LOW_HALVES(d[2], d[3]) + HIGH_HALVES(d[2], d[3]);
+    to[0] = first ? upper : to[0] + upper;
+    to[1] = first ? lower : to[1] + lower;
+#else
+    for (int corner = 0; corner < 4; ++corner) to[corner] = first ? d[corner] : to[corner] + d[corner];
+#endif
+}
+INLINE void keep(double* dots, bool first, const Vectors<double>::Aligned* d) {
+    typedef Vectors<double>::Aligned V;
+    V* to = reinterpret_cast<V*>(dots);
+    for (int corner = 0; corner < 4; ++corner) to[corner] = first ? d[corner] : to[corner] + d[corner];
+}
+
+// The products of four samples with their four corners, corner by corner: 16 numbers.
+INLINE void finish(const float* dots, float* to) {
+    typedef Vectors<float>::Aligned V;
+    constexpr int n = 64 / VECTOR_BYTES;  // vectors per sample
+    const V* from = reinterpret_cast<const V*>(dots);
+    for (int k = 0; k < n; ++k) {
+        const V a = from[k], b = from[n + k], c = from[2 * n + k], d = from[3 * n + k];
+        const V ab = EVEN(a, b) + ODD(a, b), cd = EVEN(c, d) + ODD(c, d);
+        reinterpret_cast<V*>(to)[k] = EVEN(ab, cd) + ODD(ab, cd);
+    }
+}
+INLINE void finish(const double* dots, double* to) {
+    constexpr int lanes = VECTOR_BYTES / 8;
+    for (int corner = 0; corner < 4; ++corner)
+        for (int sample = 0; sample < 4; ++sample) {
+            double sum = 0;
+            for (int lane = 0; lane < lanes; ++lane) sum += dots[(sample * 4 + corner) * lanes + lane];
+            to[corner * 4 + sample] = sum;
+        }
+}
+
+template <class A>
+constexpr int64_t dots_per_sample() {
+    return sizeof(A) == 4 ? 16 : 4 * VECTOR_BYTES / 8;
+}
+
+template <class A, int C, bool kGradValue>
+void scatter(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64_t at, int64_t rows) {
+    typedef typename Vectors<A>::Aligned V;
+    constexpr int lanes = VECTOR_BYTES / sizeof(A), n = C / lanes;
+    const int64_t step = s.per_query ? int64_t(s.stride[0]) * width : 0;
+    for (int64_t i = 0, t = 0; i < rows; ++i) {
+        V g[n];
+#pragma GCC unroll 16
+        for (int k = 0; k < n; ++k) g[k] = reinterpret_cast<const V*>(s.rows + i * width + at)[k];
+        for (int64_t j = 0; j < s.per_query; ++j, ++t) {
+            const int64_t offset = int64_t(s.cell[t]) * width + at;
+            const int64_t corner[4] = {offset, offset + width, offset + step, offset + step + width};
+            const A weight[4] = {s.w00[t], s.w01[t], s.w10[t], s.w11[t]};
+            V d[4];
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; ++c) {
+                const V* value = reinterpret_cast<const V*>(cells + corner[c]);
+                V even = value[0] * g[0], odd = {};
+#pragma GCC unroll 16
+                for (int k = 1; k < n; ++k) {
+                    if (k % 2) odd += value[k] * g[k];
+                    else even += value[k] * g[k];
+                }
+                d[c] = even + odd;
+                if (kGradValue) {
+                    V* grad = reinterpret_cast<V*>(grads + corner[c]);
+#pragma GCC unroll 16
+                    for (int k = 0; k < n; ++k) grad[k] += weight[c] * g[k];
+                }
+            }
+            keep(s.dots + t * dots_per_sample<A>(), at == 0, d);
+        }
+    }
+}
+
+template <class A, bool kGradValue>
+void scatter_rows(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64_t rows) {
+    int64_t at = 0;
+    for (; width - at >= 128; at += 128) scatter<A, 128, kGradValue>(s, cells, grads, width, at, rows);
+    if (width - at >= 64) scatter<A, 64, kGradValue>(s, cells, grads, width, at, rows), at += 64;
+    if (width - at >= 32) scatter<A, 32, kGradValue>(s, cells, grads, width, at, rows), at += 32;
+    if (width - at >= 16) scatter<A, 16, kGradValue>(s, cells, grads, width, at, rows);
+}
+
+// From the products to the gradients of score (into s.score) and of u and v (into s.x and s.y).
+template <class A>
+void differentiate(Samples<A>& s, int64_t count) {
+    for (int64_t t = 0; t < count; t += 4) {
+        A d[16] __attribute__((aligned(64)));
+        finish(s.dots + t * dots_per_sample<A>(), d);
+        for (int k = 0; k < 4; ++k) {
+            const A lx = s.x[t + k], ly = s.y[t + k], a = s.score[t + k];
+            const bool counts = s.valid[t + k] != 0;
+            const A upper = d[4 + k] - d[k], lower = d[12 + k] - d[8 + k];  // along x
+            const A left = d[8 + k] - d[k], right = d[12 + k] - d[4 + k];   // along y
+            const A score = d[k] + lx * upper + ly * (left + lx * (right - left));
+            const A x = a * (upper + ly * (lower - upper)), y = a * (left + lx * (right - left));
+            s.score[t + k] = counts ? score : A(0);
+            s.x[t + k] = counts ? x : A(0);
+            s.y[t + k] = counts ? y : A(0);
+        }
+    }
+}
+
+template <class A>
+struct Backward {
+    const Job& job;
+    Plan plan;
+    char* scratch;
+    int64_t scratch_bytes, buffer_bytes;
+
+    // Gradients of one block's points leave in the type they are wanted in.
+    void write(Samples<A>& s, int64_t image, int64_t head, int l, const int32_t* queries, int64_t rows) const {
+        const locap_msda_problem& p = *job.problem;
+        const int exact = sizeof(A) == 8 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
+        const int dtype = job.fused ? p.points_dtype : exact;
+        const A width = A(plan.level[l].width), height = A(plan.level[l].height), share = A(0.5) / A(p.points);
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * plan.samples + l * p.points;
+            if (job.score_sums) store(element(job.score_sums, exact, at), exact, s.score + i * p.points, p.points);
+            if (!job.grad_points) continue;
+            A along_x = job.fused ? A(1) : width, along_y = job.fused ? A(1) : height;
+            if (job.fused && p.reference_dim == 4) {
+                const A* reference = static_cast<const A*>(job.reference) + image * p.reference_strides[0] +
+                                     queries[i] * p.reference_strides[1] + l * p.reference_strides[2];
+                along_x = width * (reference[2] * share), along_y = height * (reference[3] * share);
+            }
+            for (int64_t j = 0; j < p.points; ++j) {
+                s.raw[2 * j] = s.x[i * p.points + j] * along_x;
+                s.raw[2 * j + 1] = s.y[i * p.points + j] * along_y;
+            }
+            store(element(job.grad_points, dtype, 2 * at), dtype, s.raw, 2 * p.points);
+        }
+    }
+
+    void level(int64_t image, int64_t head, int l, char* memory) const {
+        const locap_msda_problem& p = *job.problem;
+        const Level& level = plan.level[l];
+        const int64_t cells = (level.height + 2) * level.stride, wide = plan.width;
+        A* values = reinterpret_cast<A*>(memory);
+        A* grads = reinterpret_cast<A*>(memory + buffer_bytes);
+        auto s = make_samples<A>(plan, memory + 2 * buffer_bytes, p.points, l, l + 1);
+        pack(job, plan, image, head, level, values);
+        __builtin_memset(values + cells * wide, 0, plan.zero_cells * wide * sizeof(A));
+        if (job.grad_value) __builtin_memset(grads, 0, (cells + plan.zero_cells) * wide * sizeof(A));
+        for (int64_t q = 0; q < p.queries; q += plan.block) {
+            const int64_t rows = smaller(plan.block, p.queries - q), count = rows * p.points;
+            const int32_t* queries = job.order + q;
+            fetch(job, plan, s, image, head, queries, rows, l);
+            weigh(s, count, cells);
+            for (int64_t i = 0; i < rows; ++i) {
+                load(s.rows + i * wide,
+                     element(job.grad_out, p.dtype, ((image * p.queries + queries[i]) * p.heads + head) * p.dim),
+                     p.dtype, p.dim);
+                for (int64_t c = p.dim; c < wide; ++c) s.rows[i * wide + c] = 0;
+            }
+            if (job.grad_value)
+                scatter_rows<A, true>(s, values, grads, wide, rows);
+            else
+                scatter_rows<A, false>(s, values, grads, wide, rows);
+            if (!job.grad_points && !job.score_sums) continue;
+            differentiate(s, count);
+            write(s, image, head, l, queries, rows);
+        }
+        if (job.grad_value) unpack(job, plan, image, head, level, grads);
+    }
+
+    static void level_task(void* self, int64_t task, int worker) {
+        const Backward& b = *static_cast<Backward*>(self);
+        const int64_t head = task / b.plan.levels, heads = b.job.problem->heads;
+        b.level(head / heads, head % heads, int(task % b.plan.levels), b.scratch + worker * b.scratch_bytes);
+    }
+
+    // Through the softmax: the gradient of a logit is p (g - sum of p g over the joint axis).
+    static void softmax_task(void* self, int64_t row, int worker) {
+        const Backward& b = *static_cast<Backward*>(self);
+        const locap_msda_problem& p = *b.job.problem;
+        const int64_t all = b.plan.samples, block = b.plan.block, first = row * block;
+        const int64_t rows = smaller(block, p.batch * p.queries * p.heads - first);
+        A* probability = reinterpret_cast<A*>(b.scratch + worker * b.scratch_bytes);
+        load(probability, element(b.job.scores, p.points_dtype, first * all), p.points_dtype, rows * all);
+        softmax_rows(probability, rows, all);
+        const A* grad = static_cast<const A*>(b.job.score_sums) + first * all;
+        for (int64_t i = 0; i < rows; ++i, grad += all, probability += all) {
+            A sum = 0;
+            for (int64_t j = 0; j < all; ++j) sum += probability[j] * grad[j];
+            for (int64_t j = 0; j < all; ++j) probability[j] *= grad[j] - sum;
+            store(element(b.job.grad_scores, p.points_dtype, (first + i) * all), p.points_dtype, probability, all);
+        }
+    }
+};
+
+template <class A>
+int backward_as(const Job& job) {
+    const locap_msda_problem& p = *job.problem;
+    Backward<A> b{job, make_plan(p), nullptr, 0, 0};
+    const int64_t tasks = p.batch * p.heads * p.levels;
+    if (tasks == 0) return LOCAP_MSDA_OK;
+    const int workers = int(smaller(p.threads, tasks));
+    b.buffer_bytes = (b.plan.largest_level + b.plan.zero_cells) * b.plan.width * int64_t(sizeof(A));
+    b.scratch_bytes = 2 * b.buffer_bytes + ceil_div(samples_bytes<A>(b.plan), 64) * 64;
+    b.scratch = static_cast<char*>(job.allocate(workers * b.scratch_bytes));
+    if (!b.scratch) return LOCAP_MSDA_OUT_OF_MEMORY;
+    job.parallel(workers, tasks, Backward<A>::level_task, &b);
+    if (job.fused && job.grad_scores && p.queries && p.points)
+        job.parallel(workers, ceil_div(p.batch * p.queries * p.heads, b.plan.block), Backward<A>::softmax_task, &b);
+    job.release(b.scratch);
+    return LOCAP_MSDA_OK;
+}
+
+int forward(const Job& job) {
+    return job.problem->dtype == LOCAP_MSDA_F64 ? forward_as<double>(job) : forward_as<float>(job);
+}
+int backward(const Job& job) {
+    return job.problem->dtype == LOCAP_MSDA_F64 ? backward_as<double>(job) : backward_as<float>(job);
+}
+
+}  // namespace
+
+#define NAMED_(isa) kernels_##isa
+#define NAMED(isa) NAMED_(isa)
+Kernels NAMED(LOCAP_MSDA_ISA)() { return {forward, backward}; }
+
+}  // namespace locap_msda
