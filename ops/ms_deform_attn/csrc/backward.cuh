@@ -163,6 +163,10 @@ __device__ __forceinline__ void write_logits(const Problem& p, const Inputs& inp
   }
 }
 
+using BackwardTile = Tile<8, 8>;
+template <int LANES>
+constexpr int BACKWARD_THREADS = BackwardTile::QUERIES* LANES < MAX_THREADS ? BackwardTile::QUERIES * LANES : MAX_THREADS;
+
 template <int VEC, int LANES, typename T, typename Inputs, typename Sum>
 __global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 2 : 1)
     backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Inputs inputs,
@@ -170,14 +174,14 @@ __global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 
   using real = typename Inputs::real;
   extern __shared__ double kept_by_all[];  // derivatives by the weights, each lane's own: no barrier
   const int lane = threadIdx.x % LANES, mine = lane % STEP<LANES>;
-  const Place place = block_place(p);
+  const Place place = block_place<BackwardTile>(p);
   const int dim = VEC == 1 ? p.dim : VEC * LANES;
   const int64_t sum_stride = int64_t(p.heads) * dim;
   const int64_t sum_start = int64_t(place.image) * p.tokens * sum_stride + int64_t(place.head) * dim;
   const T* head = value + place.image * p.value_image + place.head * p.value_head;
 #pragma unroll 1
-  for (int i = threadIdx.x / LANES; i < TILE_QUERIES; i += blockDim.x / LANES) {
-    const Query query = tile_query(p, place, i);
+  for (int i = threadIdx.x / LANES; i < BackwardTile::QUERIES; i += blockDim.x / LANES) {
+    const Query query = tile_query<BackwardTile>(p, place, i);
     const auto row = inputs.template row<LANES>(p, place, query, lane);
     RowBackward<VEC, LANES, T, Sum, real> backward{
         head, grad_out + row_index(p, place, query) * dim, sum, p.value_token, sum_stride, sum_start, dim, lane, {}, {}};

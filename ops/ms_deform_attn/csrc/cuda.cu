@@ -61,16 +61,16 @@ bool multiplies_within(int64_t limit, std::initializer_list<int64_t> sizes) {
   return true;
 }
 
-// Checked sizes, the levels and the tiles. LOCAP_MSDA_OK or an error.
+// Checked sizes and the levels. LOCAP_MSDA_OK or an error.
 int read_problem(const locap_msda_problem& given, Problem& p) {
   const int64_t sizes[] = {given.batch, given.tokens, given.heads, given.dim,
                            given.queries, given.levels, given.points};
   if (std::any_of(std::begin(sizes), std::end(sizes), [](int64_t size) { return size < 0; })) {
     return LOCAP_MSDA_BAD_SIZES;
   }
-  if (given.levels > LOCAP_MSDA_MAX_LEVELS || given.tokens >= MAX_TOKENS || given.queries > INT_MAX - TILE_QUERIES ||
-      given.heads > INT_MAX ||
-      given.dim > INT_MAX || !multiplies_within(INT_MAX, {given.levels, given.points}) ||
+  if (given.levels > LOCAP_MSDA_MAX_LEVELS || given.tokens >= MAX_TOKENS ||
+      given.queries > INT_MAX - BackwardTile::QUERIES || given.heads > INT_MAX || given.dim > INT_MAX ||
+      !multiplies_within(INT_MAX, {given.levels, given.points}) ||
       !multiplies_within(INT64_MAX / 16, {given.batch, given.tokens, given.heads, given.dim}) ||
       !multiplies_within(INT64_MAX / 16, {given.batch, given.queries, given.heads, given.dim}) ||
       !multiplies_within(INT64_MAX / 32, {given.batch, given.queries, given.heads, given.levels, given.points})) {
@@ -86,22 +86,34 @@ int read_problem(const locap_msda_problem& given, Problem& p) {
   p.value_token = given.value_strides[1];
   p.value_head = given.value_strides[2];
   p.queries_are_tokens = given.queries == given.tokens;
-  int64_t start = 0, tiles = 0;
+  int64_t start = 0;
   for (int l = 0; l < p.levels; ++l) {
     const int64_t height = given.shapes[2 * l], width = given.shapes[2 * l + 1];
     if (height < 0 || width < 0 || !multiplies_within(given.tokens, {height, width})) return LOCAP_MSDA_BAD_SIZES;
     const int64_t size = height * width;
     // Samples of an empty level count for nothing, but they read: from token 0.
-    p.level[l] = size ? Level{int(height), int(width), uint32_t(start), uint32_t(tiles)}
-                      : Level{0, 0, 0, uint32_t(tiles)};
+    p.level[l] = size ? Level{int(height), int(width), uint32_t(start), 0} : Level{0, 0, 0, 0};
     start += size;
-    tiles += size ? (height + TILE - 1) / TILE * ((width + TILE - 1) / TILE) : 0;
     if (start > given.tokens) return LOCAP_MSDA_BAD_SIZES;
   }
-  if (start != given.tokens) return LOCAP_MSDA_BAD_SIZES;
-  if (!p.queries_are_tokens) tiles = (given.queries + TILE_QUERIES - 1) / TILE_QUERIES;
+  return start == given.tokens ? LOCAP_MSDA_OK : LOCAP_MSDA_BAD_SIZES;
+}
+
+// Divides the queries into tiles and returns the number of blocks; 0 if there are too many.
+template <typename Tile>
+int64_t divide(Problem& p, int64_t batch) {
+  int64_t tiles = 0;
+  if (p.queries_are_tokens) {
+    for (int l = 0; l < p.levels; ++l) {
+      p.level[l].first_tile = uint32_t(tiles);
+      tiles += (int64_t(p.level[l].height) + Tile::HEIGHT - 1) / Tile::HEIGHT *
+               ((int64_t(p.level[l].width) + Tile::WIDTH - 1) / Tile::WIDTH);
+    }
+  } else {
+    tiles = (int64_t(p.queries) + Tile::QUERIES - 1) / Tile::QUERIES;
+  }
   p.tiles = int(tiles);
-  return multiplies_within(INT_MAX, {given.batch, tiles, given.heads}) ? LOCAP_MSDA_OK : LOCAP_MSDA_BAD_SIZES;
+  return multiplies_within(INT_MAX, {batch, tiles, p.heads}) ? batch * tiles * p.heads : 0;
 }
 
 bool nothing_to_sum(const locap_msda_problem& given) {
@@ -154,7 +166,6 @@ struct Call {
   Problem problem{};
   cudaStream_t stream = static_cast<cudaStream_t>(given.stream);
 
-  int64_t blocks() const { return given.batch * int64_t(problem.tiles) * given.heads; }
   int64_t values() const { return given.batch * given.tokens * given.heads * given.dim; }
   int64_t outputs() const { return given.batch * given.queries * given.heads * given.dim; }
   int64_t samples() const { return given.batch * given.queries * given.heads * given.levels * given.points; }
@@ -166,8 +177,11 @@ int forward(const Call& call, const Inputs& inputs, const void* value, void* out
   const bool wide = rows_aligned(call.given, sizeof(T), {value, out});
   return with_shape<T>(call.given.dim, wide, [&](auto shape) {
     constexpr int VEC = decltype(shape)::VEC, LANES = decltype(shape)::LANES;
-    return status(launch(forward_kernel<VEC, LANES, T, Inputs>, call.blocks(), THREADS<LANES>, 0, call.stream,
-                         call.problem, inputs, static_cast<const T*>(value), static_cast<T*>(out)));
+    Problem problem = call.problem;
+    const int64_t blocks = divide<ForwardTile<LANES>>(problem, call.given.batch);
+    if (!blocks) return int(LOCAP_MSDA_BAD_SIZES);
+    return status(launch(forward_kernel<VEC, LANES, T, Inputs>, blocks, FORWARD_THREADS<LANES>, 0, call.stream, problem,
+                         inputs, static_cast<const T*>(value), static_cast<T*>(out)));
   });
 }
 
@@ -176,7 +190,7 @@ template <typename Shape, typename T, typename Inputs, typename Sum>
 int launch_backward(const Call& call, const Inputs& inputs, const T* value, const T* grad_out, const Sum& sum) {
   constexpr int LANES = Shape::LANES;
   constexpr int64_t LIMIT = 48 << 10;
-  int threads = THREADS<LANES>;
+  int threads = BACKWARD_THREADS<LANES>;
   int64_t shared = 0;
   if constexpr (Inputs::fused) {
     const int64_t steps = (call.given.points + STEP<LANES> - 1) / STEP<LANES>;
@@ -185,8 +199,11 @@ int launch_backward(const Call& call, const Inputs& inputs, const T* value, cons
     shared = bytes * threads;
     if (shared > LIMIT) return LOCAP_MSDA_BAD_SIZES;
   }
-  return status(launch(backward_kernel<Shape::VEC, LANES, T, Inputs, Sum>, call.blocks(), threads, shared, call.stream,
-                       call.problem, inputs, value, grad_out, sum));
+  Problem problem = call.problem;
+  const int64_t blocks = divide<BackwardTile>(problem, call.given.batch);
+  if (!blocks) return LOCAP_MSDA_BAD_SIZES;
+  return status(launch(backward_kernel<Shape::VEC, LANES, T, Inputs, Sum>, blocks, threads, shared, call.stream, problem,
+                       inputs, value, grad_out, sum));
 }
 
 int64_t exact_bytes(const locap_msda_problem& given) {
@@ -292,8 +309,9 @@ int with_fused_inputs(const locap_msda_problem& given, const void* offsets, cons
   if (given.points_dtype != given.dtype && !(sizeof(T) == 2 && given.points_dtype == LOCAP_MSDA_F32)) {
     return LOCAP_MSDA_BAD_DTYPE;
   }
-  const Fused<T, C> inputs{offsets,     logits,     static_cast<const C*>(reference), grad_offsets, grad_logits, strides[0],
-                           strides[1], strides[2], boxes,                            wide};
+  const auto* points = static_cast<const C*>(reference);
+  const Fused<T, C> inputs{offsets,    logits,     points,     grad_offsets, grad_logits,
+                           strides[0], strides[1], strides[2], boxes,        wide};
   return use(inputs, int64_t(wide ? sizeof(C) : sizeof(T)));
 }
 

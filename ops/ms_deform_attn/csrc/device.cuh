@@ -12,13 +12,13 @@
 
 namespace msda {
 
-// A block works on one head of 8 x 8 neighbouring queries: they sample overlapping pixels, so most of its loads hit
-// the first-level cache.
-constexpr int TILE = 8;
-constexpr int TILE_QUERIES = TILE * TILE;
-constexpr int MAX_THREADS = 256;
-template <int LANES>
-constexpr int THREADS = TILE_QUERIES * LANES < MAX_THREADS ? TILE_QUERIES * LANES : MAX_THREADS;
+// A block works on one head of a tile of neighbouring queries, 8 x 8 where threads allow it: they sample overlapping
+// pixels, so most of its loads hit the first-level cache.
+template <int WIDTH_, int HEIGHT_>
+struct Tile {
+  static constexpr int WIDTH = WIDTH_, HEIGHT = HEIGHT_, QUERIES = WIDTH * HEIGHT;
+};
+constexpr int MAX_THREADS = 256;  // of a block, where nothing else is said
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct Level {
@@ -43,15 +43,16 @@ struct Place {
   int first, row_stride;  // query of the tile's corner; from row to row
 };
 
+template <typename Tile>
 __device__ __forceinline__ Place block_place(const Problem& p) {
   const unsigned tile_of_all = blockIdx.x / unsigned(p.heads), image = tile_of_all / unsigned(p.tiles);
   const int head = int(blockIdx.x - tile_of_all * unsigned(p.heads)), tile = int(tile_of_all - image * unsigned(p.tiles));
-  if (!p.queries_are_tokens) return {int(image), head, TILE, TILE, tile * TILE_QUERIES, TILE};
+  if (!p.queries_are_tokens) return {int(image), head, Tile::WIDTH, Tile::HEIGHT, tile * Tile::QUERIES, Tile::WIDTH};
   int l = 0;
   while (l + 1 < p.levels && tile >= int(p.level[l + 1].first_tile)) ++l;
   const Level& level = p.level[l];
-  const int here = tile - int(level.first_tile), tiles_per_row = (level.width + TILE - 1) / TILE;
-  const int row = here / tiles_per_row, top = row * TILE, left = (here - row * tiles_per_row) * TILE;
+  const int here = tile - int(level.first_tile), tiles_per_row = (level.width + Tile::WIDTH - 1) / Tile::WIDTH;
+  const int row = here / tiles_per_row, top = row * Tile::HEIGHT, left = (here - row * tiles_per_row) * Tile::WIDTH;
   return {int(image), head, level.width - left, level.height - top, int(level.start) + top * level.width + left,
           level.width};
 }
@@ -62,8 +63,10 @@ struct Query {
   bool exists;
 };
 
+template <typename Tile>
 __device__ __forceinline__ Query tile_query(const Problem& p, const Place& place, int i) {
-  const int column = i % TILE, row = i / TILE, index = place.first + row * place.row_stride + column;
+  const int column = i % Tile::WIDTH, row = i / Tile::WIDTH;
+  const int index = place.first + row * place.row_stride + column;
   const bool exists = column < place.width && row < place.height && index < p.queries;
   return {exists ? index : place.first, exists};
 }

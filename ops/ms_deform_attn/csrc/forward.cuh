@@ -43,7 +43,7 @@ __device__ __forceinline__ void add_row(const Problem& p, const Inputs& inputs, 
                                         const T* channels, int64_t token_stride, int lane,
                                         typename Inputs::real (&sum)[VEC]) {
   using real = typename Inputs::real;
-  const int mine = lane % STEP<LANES>, last = p.points - 1;
+  const int mine = lane % STEP<LANES>, last = p.points - 1, last_level = p.levels - 1;
   Raw<real> next = inputs.read(row, 0, min(mine, last));
   for (int l = 0, k = 0; l < p.levels;) {
     const Level& level = p.level[l];
@@ -54,7 +54,8 @@ __device__ __forceinline__ void add_row(const Problem& p, const Inputs& inputs, 
     const real weight = inputs.weight(row, raw);
     k += STEP<LANES>;
     if (k >= p.points) k = 0, ++l;
-    if (l < p.levels) next = inputs.read(row, l, l * p.points + min(k + mine, last));
+    const int upcoming = min(l, last_level);  // after the last a sample is read again: cheaper than a branch
+    next = inputs.read(row, upcoming, upcoming * p.points + min(k + mine, last));
     const Prepared<real> prepared{sample.cell, corner_weights(sample, weight)};
     if (count == STEP<LANES>) {
 #pragma unroll
@@ -67,25 +68,30 @@ __device__ __forceinline__ void add_row(const Problem& p, const Inputs& inputs, 
   }
 }
 
+// One query for each group of lanes. 64 registers for each of 1024 threads fill a multiprocessor.
+template <int LANES>
+struct ForwardTile : Tile<LANES == 32 ? 4 : 8, LANES < 16 ? 8 : 4> {};
+template <int LANES>
+constexpr int FORWARD_THREADS = ForwardTile<LANES>::QUERIES* LANES;
+template <int LANES, typename real>
+constexpr int FORWARD_BLOCKS = sizeof(real) == 4 ? 1024 / FORWARD_THREADS<LANES> : 1;
+
 template <int VEC, int LANES, typename T, typename Inputs>
-__global__ void __launch_bounds__(MAX_THREADS, sizeof(typename Inputs::real) == 4 ? 4 : 1)
+__global__ void __launch_bounds__(FORWARD_THREADS<LANES>, (FORWARD_BLOCKS<LANES, typename Inputs::real>))
     forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Inputs inputs,
                    const T* __restrict__ value, T* __restrict__ out) {
   using real = typename Inputs::real;
   const int lane = threadIdx.x % LANES;
-  const Place place = block_place(p);
-  const int dim = VEC == 1 ? p.dim : VEC * LANES;
+  const Place place = block_place<ForwardTile<LANES>>(p);
+  const Query query = tile_query<ForwardTile<LANES>>(p, place, threadIdx.x / LANES);
+  const auto row = inputs.template row<LANES>(p, place, query, lane);
   const T* head = value + place.image * p.value_image + place.head * p.value_head;
-#pragma unroll 1
-  for (int i = threadIdx.x / LANES; i < TILE_QUERIES; i += THREADS<LANES> / LANES) {
-    const Query query = tile_query(p, place, i);
-    const auto row = inputs.template row<LANES>(p, place, query, lane);
-    for (int first = 0; first < dim; first += VEC * LANES) {
-      const int channel = first + lane * VEC;
-      real sum[VEC] = {};
-      add_row<VEC, LANES>(p, inputs, row, head + min(channel, dim - VEC), p.value_token, lane, sum);
-      if (query.exists && channel < dim) store<VEC>(out + row_index(p, place, query) * dim + channel, sum);
-    }
+  const int dim = VEC == 1 ? p.dim : VEC * LANES;
+  for (int first = 0; first < dim; first += VEC * LANES) {
+    const int channel = first + lane * VEC;
+    real sum[VEC] = {};
+    add_row<VEC, LANES>(p, inputs, row, head + min(channel, dim - VEC), p.value_token, lane, sum);
+    if (query.exists && channel < dim) store<VEC>(out + row_index(p, place, query) * dim + channel, sum);
   }
 }
 

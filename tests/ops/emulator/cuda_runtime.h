@@ -5,6 +5,7 @@
 // rule that all 32 lanes take part in every shuffle is tested too. Blocks and warps run in turn.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -64,13 +65,13 @@ struct Exchange {
 };
 
 struct Lane {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK]};
+  jmp_buf place;  // swapcontext would ask the system at every switch
+  std::unique_ptr<char[]> stack;
   bool done;
   int shuffles;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Lane> lanes(WARP);
 inline Exchange exchanges[2][WARP];  // of the running shuffle and of the one before, which slower lanes still read
 inline int current;
@@ -81,10 +82,34 @@ inline void fail(const char* why) {
   std::abort();
 }
 
+inline void pause() {
+  if (!_setjmp(lanes[current].place)) _longjmp(scheduler, 1);
+}
+
+inline void resume() {
+  if (!_setjmp(scheduler)) _longjmp(lanes[current].place, 1);
+}
+
+// A lane's fibre is entered once, and runs one body after the other.
 inline void run_lane() {
-  (*body)();
-  lanes[current].done = true;
-  swapcontext(&lanes[current].context, &scheduler);
+  for (;;) {
+    pause();
+    (*body)();
+    lanes[current].done = true;
+  }
+}
+
+inline ucontext_t starter;
+
+inline void start_lane() {
+  ucontext_t context;
+  getcontext(&context);
+  lanes[current].stack = std::make_unique<char[]>(STACK);
+  context.uc_stack.ss_sp = lanes[current].stack.get();
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = nullptr;
+  makecontext(&context, run_lane, 0);
+  if (!_setjmp(scheduler)) swapcontext(&starter, &context);
 }
 
 template <typename T>
@@ -94,7 +119,7 @@ T shuffle(unsigned mask, T x, int source, int width, bool xor_lane) {
   Exchange& mine = exchanges[turn][me];
   mine = {{}, source, int(sizeof(T)), width, xor_lane};
   std::memcpy(mine.bytes, &x, sizeof(T));
-  swapcontext(&lanes[me].context, &scheduler);
+  pause();
   const int base = me / width * width;
   const int from = xor_lane ? me ^ source : base + source % width;
   if (from / width != me / width) fail("a lane outside the group");
@@ -106,20 +131,16 @@ T shuffle(unsigned mask, T x, int source, int width, bool xor_lane) {
 }
 
 inline void run_warp(unsigned first_thread) {
-  for (Lane& lane : lanes) {
-    getcontext(&lane.context);
-    lane.context.uc_stack.ss_sp = lane.stack.get();
-    lane.context.uc_stack.ss_size = STACK;
-    lane.context.uc_link = nullptr;
-    lane.done = false;
-    lane.shuffles = 0;
-    makecontext(&lane.context, run_lane, 0);
+  for (current = 0; current < WARP; ++current) {
+    if (!lanes[current].stack) start_lane();
+    lanes[current].done = false;
+    lanes[current].shuffles = 0;
   }
   for (bool running = true; running;) {
     int done = 0;
     for (current = 0; current < WARP; ++current) {
       threadIdx = dim3(first_thread + current);
-      swapcontext(&scheduler, &lanes[current].context);
+      resume();
       done += lanes[current].done;
     }
     if (done != 0 && done != WARP) fail("some lanes ended while others shuffle");
