@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,11 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ class Inputs:
     reference: Tensor
     grad_out: Tensor
 
-    @property
+    @cached_property  # copied to the device once: a graph cannot
     def sides(self) -> Tensor:
         return torch.tensor([(w, h) for h, w in LEVELS], device="cuda", dtype=torch.float32)[:, None]
 
@@ -133,7 +134,7 @@ def atomics(folder: str) -> ctypes.CDLL:
 
 def addition_seconds(library: ctypes.CDLL, inputs: Inputs) -> float:
     """Time to add a row of floats at every corner of every sample, and nothing else."""
-    batch, tokens, heads, dim = inputs.value.shape
+    tokens, heads, dim = inputs.value.shape[1:]
     corner = (inputs.locations() * inputs.sides - 0.5).floor().long()
     places, start = [], 0
     for level, (h, w) in enumerate(LEVELS):
@@ -202,21 +203,16 @@ def ours(inputs: Inputs, fused: bool) -> dict[str, Callable[[], object]]:
 
 
 def unfused(inputs: Inputs) -> Callable[[], object]:
-    """Softmax, locations and the unfused kernel one after the other, in float32."""
+    """Softmax, locations and the unfused kernel one after the other."""
     from locap.ops.ms_deform_attn.library import load
 
-    sizes = [side for level in LEVELS for side in level]
+    library, sizes = load("cuda"), [side for level in LEVELS for side in level]
 
     def forward() -> Tensor:
         out = torch.empty_like(inputs.grad_out)
-        tensors = [inputs.value, inputs.locations(), inputs.weights(), out]
-        load("cuda").run("forward", tensors, sizes, POINTS)
+        library.run("forward", [inputs.value, inputs.locations(), inputs.weights(), out], sizes, POINTS)
         return out
 
-    _ = inputs.sides  # its copy to the device cannot be captured
-    sides = inputs.sides
-    locations = inputs.reference[:, :, None, :, None]
-    inputs.locations = lambda: locations + inputs.offsets / sides
     return forward
 
 
@@ -264,7 +260,12 @@ def measure_case(batch: int, dim: int, points: str, rates: dict, library: ctypes
     """Rows of numbers for one size and distribution."""
     rows = []
     additions = None
-    for dtype, fused in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)):
+    for dtype, fused in (
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+    ):
         inputs = draw(batch, dim, dtype, points)
         additions = additions or addition_seconds(library, inputs)
         least, calls = floors(inputs, fused, rates, additions), ours(inputs, fused)
@@ -286,12 +287,20 @@ def measure_case(batch: int, dim: int, points: str, rates: dict, library: ctypes
 
 
 def run_tests(folder: str) -> dict[str, int]:
-    """Run tests/gpu and count."""
-    report = Path(folder) / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", str(ROOT / "tests" / "gpu")]
-    subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
+    """Run tests/gpu, without the configuration and fixtures that want the rest of the requirements, and count."""
+    report, tests = Path(folder) / "report.xml", ROOT / "tests" / "gpu"
+    alone = ["-c", os.devnull, "--rootdir", str(tests), "--confcutdir", str(tests), "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *alone, str(tests)]
+    subprocess.run([*command, f"--junitxml={report}"], check=False)
     suite = ElementTree.parse(report).getroot().find("testsuite")
     return {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+
+
+def importable(folder: str) -> None:
+    """Let this process and those it starts import the clone as ``locap``, whatever its folder is called."""
+    (Path(folder) / "locap").symlink_to(ROOT, target_is_directory=True)
+    sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
 
 
 def describe(row: dict) -> str:
@@ -299,7 +308,7 @@ def describe(row: dict) -> str:
     times = "  ".join(
         f"{name} {row[name] * 1e6:7.1f} us = {row[f'{name}_of_floor']:5.2f} x floor" for name in ("forward", "backward")
     )
-    ratios = "".join(f"  {key.replace('_', ' ')} {row[key]:.1f} x" for key in row if "_against_" in f"_{key}")
+    ratios = "".join(f"  {key.replace('_', ' ')} {row[key]:.1f} x" for key in row if "against" in key)
     return f"{size}  {times}  error {row['error']:.1e}{ratios}"
 
 
@@ -321,11 +330,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gpu-check.json")
     parser.add_argument("--quick", action="store_true", help="one size only")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    os.environ.setdefault("LOCAP_CUDA_ARCHS", f"{major}{minor}")
+    if not major:
         sys.exit("gpu-check needs a CUDA device, and torch sees none: nothing was run.")
     with tempfile.TemporaryDirectory() as folder:
+        importable(folder)
         started = time.monotonic()
-        subprocess.run([sys.executable, str(ROOT / "tests" / "gpu" / "build.py")], check=True)
+        subprocess.run([sys.executable, "-m", "locap.ops.ms_deform_attn.build", "cuda"], check=True)
         report: dict = {"build_seconds": time.monotonic() - started}
         report["tests"] = run_tests(folder)
         rates, library = machine(), atomics(folder)
@@ -333,6 +345,7 @@ def main() -> int:
         for batch, dim in ((1, 32),) if options.quick else ((1, 32), (1, 64), (4, 64)):
             for points in ("local", "uniform"):
                 report["rows"] += measure_case(batch, dim, points, rates, library, slow=batch == 1)
+                torch.cuda.empty_cache()
         report["goals"], report["seconds"] = goals(report["rows"]), time.monotonic() - started
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")

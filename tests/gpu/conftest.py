@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -22,3 +27,13 @@ def kernels() -> Library:
     library = load("cuda")
     assert library.usable(torch.cuda.current_device()) is None
     return library
+
+
+@pytest.fixture(scope="session")
+def msda() -> ModuleType:
+    """As in the folder above, whose conftest.py is not read where only torch is installed."""
+    spec = importlib.util.spec_from_file_location("msda_cases", Path(__file__).parents[1] / "msda_cases.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["msda_cases"] = module
+    spec.loader.exec_module(module)
+    return module

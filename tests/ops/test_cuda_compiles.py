@@ -19,7 +19,7 @@ REPORT = re.compile(
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*Used (?P<registers>\d+) registers"
 )
 # 65536 registers: 64 each let 1024 threads live on a multiprocessor, 128 let 512. Double precision is for tests.
-CEILINGS = {"forward": 64, "backward": 128, "double": 168, "other": 32}
+CEILINGS = {"forward": 64, "forward, two lanes": 80, "backward": 128, "double": 168, "other": 32}
 
 
 def subject(name: str) -> str:
@@ -28,7 +28,9 @@ def subject(name: str) -> str:
         return "other"
     if "Id" in name:  # a template argument is double
         return "double"
-    return "forward" if "forward_kernel" in name else "backward"
+    if "forward_kernel" not in name:
+        return "backward"
+    return "forward, two lanes" if "ILi8ELi2E" in name else "forward"
 
 
 @pytest.mark.slow
@@ -42,7 +44,10 @@ def test_no_spills_and_few_registers(tmp_path: Path, record_property):
     flags = ["-std=c++17", "-O3", "--threads", "0", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "--cudart", "static"]
     output = tmp_path / "cuda.so"
     done = subprocess.run(
-        [compiler, *flags, *code, "-shared", str(SOURCE), "-o", str(output)], capture_output=True, text=True, check=False
+        [compiler, *flags, *code, "-shared", str(SOURCE), "-o", str(output)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
@@ -52,7 +57,7 @@ def test_no_spills_and_few_registers(tmp_path: Path, record_property):
     most: dict[str, int] = defaultdict(int)
     for kernel in kernels:
         spilled = {key: kernel[key] for key in ("stack", "stores", "loads") if int(kernel[key])}
-        assert not spilled or subject(kernel["name"]) == "double", f"{kernel['name']} sm_{kernel['arch']}: {spilled}"
+        assert not spilled, f"{kernel['name']} sm_{kernel['arch']}: {spilled}"
         of = subject(kernel["name"])
         registers = int(kernel["registers"])
         most[f"sm_{kernel['arch']} {of}"] = max(most[f"sm_{kernel['arch']} {of}"], registers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -101,9 +102,13 @@ def test_rows_of_value_apart_or_misaligned(kernels: Library, msda: ModuleType):
     for shift, of_head in ((0, 32), (8, 32), (3, 32)):  # the last one begins between two 16-byte words
         view = spread[:, :, 1:, shift : shift + of_head]
         view.copy_(case.value)
-        msda.assert_close(msda.Case(case.shapes, view, *case.inputs()[1:], None, case.grad_out).found(kernels), expected)
+        msda.assert_close(
+            msda.Case(case.shapes, view, *case.inputs()[1:], None, case.grad_out).found(kernels), expected
+        )
     heads_first = case.value.transpose(1, 2).contiguous().transpose(1, 2)
-    msda.assert_close(msda.Case(case.shapes, heads_first, *case.inputs()[1:], None, case.grad_out).found(kernels), expected)
+    msda.assert_close(
+        msda.Case(case.shapes, heads_first, *case.inputs()[1:], None, case.grad_out).found(kernels), expected
+    )
 
 
 def test_reference_broadcast_over_images_and_levels(kernels: Library, msda: ModuleType):
@@ -116,7 +121,7 @@ def test_reference_broadcast_over_images_and_levels(kernels: Library, msda: Modu
 
 def test_edges_and_places_far_outside(kernels: Library, msda: ModuleType):
     case = msda.draw(torch.float64, 16, 4, 1, queries=4)
-    height, width = case.shapes[0]
+    width = case.shapes[0][1]
     u = torch.tensor([-1, -1 + 1e-9, 0, 0.5, width - 1, width - 1e-9, width, 1e30, -1e30, torch.inf, torch.nan])
     u = u.double()
     case.points = torch.stack(((u + 0.5) / width, torch.full_like(u, 0.4)), -1)[:8].view(1, 2, 1, 1, 4, 2)

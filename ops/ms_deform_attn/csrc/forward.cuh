@@ -68,13 +68,14 @@ __device__ __forceinline__ void add_row(const Problem& p, const Inputs& inputs, 
   }
 }
 
-// One query for each group of lanes. 64 registers for each of 1024 threads fill a multiprocessor.
+// One query for each group of lanes. 64 registers for each of 1024 threads fill a multiprocessor; two lanes have more
+// channels to hold than that.
 template <int LANES>
 struct ForwardTile : Tile<LANES == 32 ? 4 : 8, LANES < 16 ? 8 : 4> {};
 template <int LANES>
 constexpr int FORWARD_THREADS = ForwardTile<LANES>::QUERIES* LANES;
 template <int LANES, typename real>
-constexpr int FORWARD_BLOCKS = sizeof(real) == 4 ? 1024 / FORWARD_THREADS<LANES> : 1;
+constexpr int FORWARD_BLOCKS = sizeof(real) == 4 ? (LANES == 2 ? 768 : 1024) / FORWARD_THREADS<LANES> : 1;
 
 template <int VEC, int LANES, typename T, typename Inputs>
 __global__ void __launch_bounds__(FORWARD_THREADS<LANES>, (FORWARD_BLOCKS<LANES, typename Inputs::real>))
