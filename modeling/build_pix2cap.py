@@ -153,7 +153,9 @@ def _pixel_decoder(model: Any, channels: dict[str, int]) -> nn.Module:
         "norm": model.ENCODER.NORM == "GN",
     }
     if model.ENCODER.NAME == "transformer_encoder_deform":
-        return DeformablePixelDecoder(channels, **common)
+        return DeformablePixelDecoder(
+            channels, backend=model.ENCODER.MS_DEFORM_ATTN, full_precision=model.ENCODER.FULL_PRECISION, **common
+        )
     return TransformerFPN(
         channels,
         ffn_dim=model.DECODER.DIM_FEEDFORWARD,

@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 _cache = tempfile.TemporaryDirectory(prefix="locap-tests-")  # removed at the end
 os.environ["LOCAP_CACHE"] = _cache.name
+os.environ.setdefault("LOCAP_OPS_CACHE", str(ROOT / ".pytest_cache" / "ops"))  # kernels are compiled once, not per run
 
 _spec = importlib.util.spec_from_file_location("locap_entry", ROOT / "entry.py")
 _entry = importlib.util.module_from_spec(_spec)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops.ms_deform_attn.reference import ms_deform_attn
+from ...ops.ms_deform_attn import ms_deform_attn_fused
 from ..layers.conv import ConvNorm, group_norm
 from ..layers.position_encoding import sine_position_map
 from ..layers.transformer import FeedForwardLayer
@@ -24,10 +24,12 @@ class DeformableAttention(nn.Module):
     Args:
         dim: width.
         num_levels, num_heads, num_points: L, H and K of the operator.
+        backend: ``auto``, ``cuda``, ``cpu`` or ``reference``.
     """
 
-    def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int) -> None:
+    def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int, backend: str = "auto") -> None:
         super().__init__()
+        self.backend = backend
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
         self.sampling_offsets = nn.Linear(dim, samples * 2)
@@ -65,19 +67,19 @@ class DeformableAttention(nn.Module):
         """
         layout = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(tokens).unflatten(-1, (self.num_heads, -1))
-        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))  # B N H L K 2
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).to(query.device, non_blocking=True)
-        locations = reference[:, :, None, :, None] + offsets / sizes[:, None]
-        return self.output_proj(ms_deform_attn(value, shapes, locations, weights.unflatten(-1, layout[1:])))
+        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2))
+        logits = self.attention_weights(query).unflatten(-1, layout)
+        return self.output_proj(ms_deform_attn_fused(value, shapes, offsets, logits, reference, backend=self.backend))
 
 
 class DeformableEncoderLayer(nn.Module):
     """x <- LN(x + DeformableAttention(x + position)); x <- LN(x + FFN(x))."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, num_levels: int) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, dropout: float, num_levels: int, backend: str = "auto"
+    ) -> None:
         super().__init__()
-        self.attn = DeformableAttention(dim, num_levels=num_levels, num_heads=num_heads, num_points=4)
+        self.attn = DeformableAttention(dim, num_levels=num_levels, num_heads=num_heads, num_points=4, backend=backend)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.ffn = FeedForwardLayer(dim, ffn_dim, dropout)
@@ -98,6 +100,9 @@ class DeformablePixelDecoder(nn.Module):
         num_layers, num_heads, dropout: of the encoder.
         ffn_dim: its hidden width; 1024 in every published model.
         norm: group norm after the pyramid step's convolutions; else they have biases.
+        backend: of the deformable attention: ``auto``, ``cuda``, ``cpu`` or ``reference``.
+        full_precision: compute everything in float32 under autocast too, as published; else only sampling locations and
+            attention weights are.
     """
 
     LEVELS = ("res5", "res4", "res3")
@@ -113,14 +118,18 @@ class DeformablePixelDecoder(nn.Module):
         ffn_dim: int = 1024,
         dropout: float = 0.0,
         norm: bool = True,
+        backend: str = "auto",
+        full_precision: bool = False,
     ) -> None:
         super().__init__()
+        self.full_precision = full_precision
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels[name], dim, 1), group_norm(dim)) for name in self.LEVELS
         )
         self.level_embed = nn.Parameter(torch.randn(len(self.LEVELS), dim))
         self.encoder = nn.ModuleList(
-            DeformableEncoderLayer(dim, num_heads, ffn_dim, dropout, len(self.LEVELS)) for _ in range(num_layers)
+            DeformableEncoderLayer(dim, num_heads, ffn_dim, dropout, len(self.LEVELS), backend)
+            for _ in range(num_layers)
         )
         self.lateral = ConvNorm(channels["res2"], dim, 1, norm=norm)
         self.output = ConvNorm(dim, dim, 3, relu=True, norm=norm)
@@ -132,7 +141,9 @@ class DeformablePixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
-        """features: res2 ... res5, (B, C, H/s, W/s). All in float32: half-precision locations miss their pixels."""
+        """features: res2 ... res5, (B, C, H/s, W/s)."""
+        if not self.full_precision:
+            return self._decode(features)
         with torch.autocast(features["res2"].device.type, enabled=False):
             return self._decode({name: x.float() for name, x in features.items()})
 

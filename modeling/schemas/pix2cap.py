@@ -133,6 +133,12 @@ class PixelDecoder:
         [32, 16, 8], "+ strides of the three maps the queries attend to, coarse first", choices=[4, 8, 16, 32]
     )
     TRANSFORMER_ENC_LAYERS: int = key(6, "transformer encoder layers", minimum=0)
+    MS_DEFORM_ATTN: str = key(
+        "auto",
+        "+ deformable encoder: kernels to use; auto: compiled ones where they can be built, else the reference",
+        choices=["auto", "cuda", "cpu", "reference"],
+    )
+    FULL_PRECISION: bool = key(False, "+ deformable encoder: float32 under mixed precision too, as the original")
 
 
 @dataclass

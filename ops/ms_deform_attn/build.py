@@ -2,10 +2,11 @@
 
 python -m locap.ops.ms_deform_attn.build [cpu] [cuda] [--into-package]
 
-A library is compiled when it is first wanted, into ``ms_deform_attn`` under `locap.utils.cache.cache_folder`, and
-found there from then on; the name holds a digest of sources, flags, compiler version and processor. Ranks that start
-together wait for the first. ``--into-package``, or ``LOCAP_BUILD_OPS="cpu cuda" pip install .``, puts them into
-the package instead, where a machine without a compiler finds them.
+A library is compiled when it is first wanted, into ``LOCAP_OPS_CACHE``, by default ``ms_deform_attn`` under
+`locap.utils.cache.cache_folder`, and found there from then on; its name holds a digest of sources, flags, compiler
+version and processor. Ranks that start together wait for the first. ``--into-package``, or
+``LOCAP_BUILD_OPS="cpu cuda" pip install .``, puts libraries into the package instead, where a machine without a
+compiler finds them.
 
 Environment: ``CXX`` and ``NVCC`` name the compilers; ``LOCAP_CUDA_ARCHS``, by default "80;86;89;90", the GPU
 architectures, the last of them as PTX too, for newer ones.
@@ -113,6 +114,8 @@ def cuda_archs() -> list[str]:
 
 
 def _cache_folder() -> Path:
+    if own := os.environ.get("LOCAP_OPS_CACHE"):
+        return Path(own).expanduser()
     from ...utils.cache import cache_folder  # not when setup.py runs this file
 
     return cache_folder() / "ms_deform_attn"

@@ -35,3 +35,22 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
         samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # BH D N K
         total = total + torch.einsum("cdnk,cnk->cdn", samples, weight.to(maps.dtype))
     return total.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def sampling_locations(offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Turn offsets into locations.
+
+    Args:
+        offsets: (B, N, H, L, K, 2), pixels of the level; with boxes, units of half a box / K.
+        reference: (B or 1, N, L or 1, 2), (x, y), or (..., 4), (centre x, centre y, width, height), in units of the
+            map.
+        shapes: (height, width) of each level.
+
+    Returns:
+        (B, N, H, L, K, 2), in units of the map.
+    """
+    centre = reference[:, :, None, :, None, :2]
+    if reference.shape[-1] == 4:
+        return centre + offsets * (reference[:, :, None, :, None, 2:] * (0.5 / offsets.shape[4]))
+    sizes = offsets.new_tensor([(width, height) for height, width in shapes])
+    return centre + offsets / sizes[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locap.modeling.pixel_decoders.deformable import DeformablePixelDecoder, _pixel_centres
+from locap.modeling.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder, _pixel_centres
 from locap.modeling.pixel_decoders.fpn import TransformerFPN
 
 CHANNELS = {"res2": 8, "res3": 16, "res4": 32, "res5": 64}
@@ -87,14 +87,29 @@ def test_every_level_of_the_deformable_encoder_sees_every_other():
         assert not any(torch.allclose(x, y) for x, y in zip(before.multi_scale, after.multi_scale, strict=True))
 
 
-def test_deformable_decoder_stays_in_float32_under_autocast():
-    """bfloat16 has 8 bits: a location on a map 128 wide would be half a pixel off."""
-    decoder, given = make("deformable"), features()
+def test_published_deformable_decoder_stays_in_float32_under_autocast():
+    decoder, given = make("deformable", full_precision=True), features()
     with torch.autocast("cpu", torch.bfloat16):
         half = decoder({name: x.bfloat16().float() for name, x in given.items()})
     exact = decoder({name: x.bfloat16().float() for name, x in given.items()})
     assert half.mask_features.dtype == torch.float32
     assert torch.equal(half.mask_features, exact.mask_features)
+
+
+def test_deformable_attention_samples_where_it_should_under_autocast():
+    """bfloat16 has 8 bits: a location on a map 256 wide would be half a pixel off, and the picture a step function."""
+    torch.manual_seed(0)
+    attention = DeformableAttention(8, num_levels=1, num_heads=1, num_points=1)
+    torch.nn.init.eye_(attention.value_proj.weight)
+    torch.nn.init.eye_(attention.output_proj.weight)
+    shapes, columns = [(2, 256)], torch.arange(256) / 256
+    tokens = columns.repeat(2)[None, :, None].expand(1, 512, 8)
+    reference = torch.stack((columns, torch.full((256,), 0.5)), -1)[None, :, None]  # edges: halfway between pixels
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(torch.zeros(1, 256, 8), reference, tokens, shapes)
+    assert found.dtype == torch.bfloat16
+    expected = columns + 0.5 / 256  # the initial offset is one pixel to the right
+    torch.testing.assert_close(found[0, 2:-2, 0].float(), expected[2:-2], atol=2e-3, rtol=2e-2)
 
 
 def test_pixel_centres_of_the_deformable_encoder():

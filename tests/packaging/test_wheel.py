@@ -55,7 +55,7 @@ def test_wheel_holds_one_name_and_every_source_file(installed: Path):
 
 
 def test_wheel_holds_the_data_files(installed: Path):
-    patterns = ("configs/**/*.yaml", "datasets/vocabularies/**/*.*", "py.typed")
+    patterns = ("configs/**/*.yaml", "ops/**/csrc/*.*", "datasets/vocabularies/**/*.*", "py.typed")
     data = {path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
     data = {path for path in data if path.suffix != ".pyc"}
     assert {path.suffix for path in data} >= {".yaml", ".typed"}

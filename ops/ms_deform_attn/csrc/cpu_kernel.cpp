@@ -39,7 +39,9 @@ struct Vectors<double> {
 };
 
 constexpr int kWidthStep = 16;    // rows of the buffers are a multiple of this many channels
-constexpr int kBlockSamples = 256;
+constexpr int kBlockSamples = 512;  // at most, of one level
+constexpr int kBlockQueries = 64;   // at most
+
 
 // ---- conversions, free of branches so that loops over them become vector code ----
 
@@ -152,8 +154,7 @@ Plan make_plan(const locap_msda_problem& p) {
     plan.width = larger(ceil_div(p.dim, kWidthStep), 1) * kWidthStep;
     plan.levels = int(p.levels);
     plan.samples = p.levels * p.points;
-    plan.block = kBlockSamples / larger(plan.samples, 1);
-    plan.block = plan.block >= 32 ? 32 : plan.block >= 8 ? plan.block / 8 * 8 : larger(plan.block, 1);
+    plan.block = larger(smaller(kBlockSamples / larger(p.points, 1), kBlockQueries), 1);
     int64_t start = 0, cell = 0, widest = 0, largest = 0;
     for (int l = 0; l < plan.levels; ++l) {
         const int64_t height = p.shapes[2 * l], width = p.shapes[2 * l + 1], cells = (height + 2) * (width + 2);
@@ -170,27 +171,19 @@ Plan make_plan(const locap_msda_problem& p) {
     return plan;
 }
 
-// The samples of one block: `per_query` for each of its queries, one query after the other.
+// The samples of one block of queries on one level, query after query.
 template <class A>
 struct Samples {
-    typedef typename Vectors<A>::Int Int;
-    int64_t per_query;
-    A *x, *y, *score;                  // locations and weights; after weigh() the fractions, and 0 where none counts
+    A *points, *probability;           // as they come: (x, y) in turn; softmax over all levels
+    A *score;                          // attention weight; 0 where the sample does not count
+    A *lx, *ly;                        // fractions
     A *w00, *w01, *w10, *w11;          // bilinear weights times score
     A* valid;                          // 1 or 0
-    A *level_width, *level_height;     // of each sample's level
-    Int *first, *stride;               // likewise
-    Int* cell;                         // of the sample's upper left corner
-    A *rows, *raw, *dots;              // channels per query; scratch; partial dot products per corner
+    typename Vectors<A>::Int* cell;    // of the upper left corner
+    A *rows, *dots;                    // channels per query; partial dot products per corner
 };
 
 constexpr int64_t kDots = 4 * VECTOR_BYTES / 8;  // numbers per sample in `dots`, at most
-
-template <class A>
-int64_t samples_bytes(const Plan& plan) {
-    const int64_t count = plan.block * larger(plan.samples, 1) + 16;
-    return ((13 + 2 + kDots) * count + plan.width * plan.block) * int64_t(sizeof(A)) + 16 * 64;
-}
 
 template <class T>
 INLINE void take(T*& part, char*& memory, int64_t count) {
@@ -198,30 +191,19 @@ INLINE void take(T*& part, char*& memory, int64_t count) {
     memory += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
 }
 
-// Divide the memory, and fill the tables for the levels from `first_level` to before `last_level`.
+// Divide memory among the parts; without memory, find out how many bytes that takes.
 template <class A>
-Samples<A> make_samples(const Plan& plan, char* memory, int64_t points, int first_level, int last_level) {
-    const int64_t count = plan.block * larger(plan.samples, 1);
-    Samples<A> s;
-    A** const parts[] = {&s.x, &s.y, &s.score, &s.w00, &s.w01, &s.w10, &s.w11, &s.valid, &s.level_width,
-                         &s.level_height};
+int64_t make_samples(const Plan& plan, int64_t points, char* memory, Samples<A>& s) {
+    char* const begin = memory;
+    const int64_t count = ceil_div(plan.block * larger(points, 1), 16) * 16;
+    A** const parts[] = {&s.score, &s.lx, &s.ly, &s.w00, &s.w01, &s.w10, &s.w11, &s.valid};
     for (A** part : parts) take(*part, memory, count);
-    take(s.first, memory, count);
-    take(s.stride, memory, count);
+    take(s.points, memory, 4 * count);
+    take(s.probability, memory, plan.block * plan.samples);
     take(s.cell, memory, count);
     take(s.dots, memory, count * kDots);
-    take(s.raw, memory, 2 * count);
     take(s.rows, memory, plan.width * plan.block);
-    s.per_query = points * (last_level - first_level);
-    for (int64_t t = 0; t < plan.block * s.per_query; ++t) {
-        const Level& level = plan.level[first_level + t % s.per_query / points];
-        s.level_width[t] = A(level.width);
-        s.level_height[t] = A(level.height);
-        s.stride[t] = typename Vectors<A>::Int(level.stride);
-        // A buffer of one level begins with that level.
-        s.first[t] = typename Vectors<A>::Int(level.first_cell - plan.level[first_level].first_cell);
-    }
-    return s;
+    return memory - begin;
 }
 
 // ---- buffers of one head ----
@@ -280,97 +262,143 @@ void softmax_rows(A* score, int64_t rows, int64_t count) {
     }
 }
 
-// Fill score, x and y with the weights and locations of the queries' samples on some levels.
-template <class A>
-void fetch(const Job& job, const Plan& plan, Samples<A>& s, int64_t image, int64_t head, const int32_t* queries,
-           int64_t rows, int first_level) {
+INLINE int point_type(const Job& job) {
     const locap_msda_problem& p = *job.problem;
-    const int64_t all = plan.samples, some = s.per_query, from = first_level * p.points;
-    const int dtype = job.fused ? p.points_dtype : sizeof(A) == 8 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
-    for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * all;
-        load(s.raw, element(job.points, dtype, 2 * (at + from)), dtype, 2 * some);
-        A *x = s.x + i * some, *y = s.y + i * some;
-        for (int64_t j = 0; j < some; ++j) x[j] = s.raw[2 * j], y[j] = s.raw[2 * j + 1];
-        if (!job.fused) load(s.score + i * some, element(job.scores, dtype, at + from), dtype, some);
+    return job.fused ? p.points_dtype : p.dtype == LOCAP_MSDA_F64 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
+}
+
+// Ask for what the next block will read, some of its queries at a time: the stride is too long for the processor's own
+// foresight.
+INLINE void prefetch(const void* data, int dtype, int64_t at, int64_t count) {
+    const char* end = element(data, dtype, at + count);
+    for (const char* line = element(data, dtype, at); line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
+struct Block {
+    int64_t image, head, rows, next_rows;
+    const int32_t *queries, *next;
+};
+
+// The place of a query's first sample.
+INLINE int64_t sample_of(const Job& job, const Plan& plan, const Block& b, int32_t query) {
+    const locap_msda_problem& p = *job.problem;
+    return ((b.image * p.queries + query) * p.heads + b.head) * plan.samples;
+}
+
+void prefetch_next(const Job& job, const Plan& plan, const Block& b, int64_t first, int64_t step) {
+    const int dtype = point_type(job);
+    for (int64_t i = first; i < b.next_rows; i += step) {
+        const int64_t at = sample_of(job, plan, b, b.next[i]);
+        prefetch(job.points, dtype, 2 * at, 2 * plan.samples);
+        prefetch(job.scores, dtype, at, plan.samples);
     }
-    if (!job.fused) return;
-    for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * all;
-        load(s.raw + i * all, element(job.scores, dtype, at), dtype, all);
+}
+
+template <class A>
+void softmax_of_block(const Job& job, const Plan& plan, Samples<A>& s, const Block& b) {
+    const int dtype = point_type(job);
+    for (int64_t i = 0; i < b.rows; ++i)
+        load(s.probability + i * plan.samples, element(job.scores, dtype, sample_of(job, plan, b, b.queries[i])), dtype,
+             plan.samples);
+    softmax_rows(s.probability, b.rows, plan.samples);
+}
+
+// Copy points (x, y in turn) and weights of the block's samples on a level. K = 0: any number.
+template <class A, int K>
+void copy_samples(const Job& job, const Plan& plan, Samples<A>& s, const Block& b, int l) {
+    const int64_t points = K ? K : job.problem->points;
+    const int dtype = point_type(job);
+    for (int64_t i = 0; i < b.rows; ++i) {
+        const int64_t at = sample_of(job, plan, b, b.queries[i]) + l * points;
+        load(s.points + 2 * i * points, element(job.points, dtype, 2 * at), dtype, 2 * points);
+        if (!job.fused) load(s.score + i * points, element(job.scores, dtype, at), dtype, points);
+        else
+            for (int64_t j = 0; j < points; ++j) s.score[i * points + j] = s.probability[i * plan.samples + l * points + j];
     }
-    if (all) softmax_rows(s.raw, rows, all);
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < some; ++j) s.score[i * some + j] = s.raw[i * all + from + j];
-    const A half_share = A(0.5) / A(p.points);
-    for (int64_t i = 0; i < rows; ++i) {
-        const A* query = static_cast<const A*>(job.reference) + image * p.reference_strides[0] +
-                         queries[i] * p.reference_strides[1];
-        for (int64_t j = 0; j < some; ++j) {
-            const A* reference = query + (first_level + j / p.points) * p.reference_strides[2];
-            const int64_t t = i * some + j;
-            s.w00[t] = reference[0], s.w01[t] = reference[1];
-            if (p.reference_dim == 4) s.w10[t] = reference[2] * half_share, s.w11[t] = reference[3] * half_share;
+}
+
+// From offsets to locations.
+template <class A>
+void locate(const Job& job, const Plan& plan, Samples<A>& s, const Block& b, int l) {
+    const locap_msda_problem& p = *job.problem;
+    const A share = A(0.5) / A(p.points), per_width = 1 / A(plan.level[l].width), per_height = 1 / A(plan.level[l].height);
+    for (int64_t i = 0; i < b.rows; ++i) {
+        const A* reference = static_cast<const A*>(job.reference) + b.image * p.reference_strides[0] +
+                             b.queries[i] * p.reference_strides[1] + l * p.reference_strides[2];
+        const A x = reference[0], y = reference[1];
+        const A along_x = p.reference_dim == 4 ? reference[2] * share : per_width;
+        const A along_y = p.reference_dim == 4 ? reference[3] * share : per_height;
+        A* point = s.points + 2 * i * p.points;
+        for (int64_t j = 0; j < p.points; ++j) {
+            point[2 * j] = x + point[2 * j] * along_x;
+            point[2 * j + 1] = y + point[2 * j + 1] * along_y;
         }
-    }
-    const int64_t count = rows * some;
-    if (p.reference_dim == 4) {
-        for (int64_t t = 0; t < count; ++t) s.x[t] = s.w00[t] + s.x[t] * s.w10[t];
-        for (int64_t t = 0; t < count; ++t) s.y[t] = s.w01[t] + s.y[t] * s.w11[t];
-    } else {
-        for (int64_t t = 0; t < count; ++t) s.x[t] = s.w00[t] + s.x[t] / s.level_width[t];
-        for (int64_t t = 0; t < count; ++t) s.y[t] = s.w01[t] + s.y[t] / s.level_height[t];
     }
 }
 
 // Turn locations and weights into cells, fractions and the weights of the four corners.
 template <class A>
-void weigh(Samples<A>& s, int64_t count, int64_t zeros) {
+void weigh(Samples<A>& samples, int64_t count, const Level& level, int64_t first_cell, int64_t zeros) {
     typedef typename Vectors<A>::Int Int;
-    const Int nowhere = Int(zeros);
-    A* __restrict x = s.x;
-    A* __restrict y = s.y;
-    A* __restrict score = s.score;
-    A* __restrict valid = s.valid;
-    A *__restrict w00 = s.w00, *__restrict w01 = s.w01, *__restrict w10 = s.w10, *__restrict w11 = s.w11;
-    const A *__restrict wide = s.level_width, *__restrict high = s.level_height;
-    const Int *__restrict first = s.first, *__restrict stride = s.stride;
-    Int* __restrict cell = s.cell;
+    const Samples<A> s = samples;
+    const Int nowhere = Int(zeros), first = Int(first_cell + level.stride + 1), stride = Int(level.stride);
+    const A width = A(level.width), height = A(level.height);
+#pragma GCC ivdep
     for (int64_t t = 0; t < count; ++t) {
-        const A u = x[t] * wide[t] - A(0.5), v = y[t] * high[t] - A(0.5);
-        const bool counts = (u > A(-1)) & (v > A(-1)) & (u < wide[t]) & (v < high[t]);
-        const A uc = counts ? u : A(0), vc = counts ? v : A(0), a = counts ? score[t] : A(0);
+        const A u = s.points[2 * t] * width - A(0.5), v = s.points[2 * t + 1] * height - A(0.5);
+        const bool counts = (u > A(-1)) & (v > A(-1)) & (u < width) & (v < height);
+        const A uc = counts ? u : A(0), vc = counts ? v : A(0), a = counts ? s.score[t] : A(0);
         Int column = Int(uc), row = Int(vc);  // towards zero; floor is one less below
         column -= A(column) > uc ? 1 : 0;
         row -= A(row) > vc ? 1 : 0;
         const A lx = uc - A(column), ly = vc - A(row);
-        const Int inside = first[t] + (row + 1) * stride[t] + column + 1;
-        cell[t] = counts ? inside : nowhere;
-        const A lower = a * ly, upper = a - lower;
-        w11[t] = lower * lx;
-        w10[t] = lower - w11[t];
-        w01[t] = upper * lx;
-        w00[t] = upper - w01[t];
-        x[t] = lx;
-        y[t] = ly;
-        score[t] = a;
-        valid[t] = counts ? A(1) : A(0);
+        const Int inside = first + row * stride + column;
+        s.cell[t] = counts ? inside : nowhere;
+        const A lower = a * ly, upper = a - lower, w11 = lower * lx, w01 = upper * lx;
+        s.w11[t] = w11;
+        s.w10[t] = lower - w11;
+        s.w01[t] = w01;
+        s.w00[t] = upper - w01;
+        s.lx[t] = lx;
+        s.ly[t] = ly;
+        s.score[t] = a;
+        s.valid[t] = counts ? A(1) : A(0);
     }
+}
+
+// The samples of a block on a level, ready for use; its cells begin at `first_cell`, its zeros at `zeros`.
+template <class A>
+void prepare(const Job& job, const Plan& plan, Samples<A>& s, const Block& b, int l, int64_t first_cell, int64_t zeros) {
+    if (job.problem->points == 4) copy_samples<A, 4>(job, plan, s, b, l);
+    else copy_samples<A, 0>(job, plan, s, b, l);
+    if (job.fused) locate(job, plan, s, b, l);
+    weigh(s, b.rows * job.problem->points, plan.level[l], first_cell, zeros);
+}
+
+INLINE Block block_at(const Job& job, const Plan& plan, int64_t image, int64_t head, int64_t begin, int64_t end) {
+    const int64_t rows = smaller(plan.block, end - begin), next = begin + rows;
+    return {image, head, rows, smaller(plan.block, end - next), job.order + begin, job.order + next};
 }
 
 // ---- forward: C channels, a whole number of vectors, from channel `at` on ----
 
 template <class A, int C>
-void gather(const Samples<A>& s, const A* cells, int64_t width, int64_t at, int64_t rows) {
+void gather(const Samples<A>& samples, const A* cells, int64_t width, int64_t at, int64_t rows, int64_t points,
+            int64_t stride, bool first) {
     typedef typename Vectors<A>::Aligned V;
     constexpr int lanes = VECTOR_BYTES / sizeof(A), n = C / lanes;
+    const Samples<A> s = samples;
+    cells += at;
     for (int64_t i = 0, t = 0; i < rows; ++i) {
-        V upper[n] = {}, lower[n] = {};  // two chains of additions, so that they overlap
-        for (int64_t j = 0; j < s.per_query; ++j, ++t) {
-            const A* top = cells + int64_t(s.cell[t]) * width + at;
+        V* out = reinterpret_cast<V*>(s.rows + i * width + at);
+        V upper[n], lower[n] = {};  // two chains of additions, so that they overlap
+#pragma GCC unroll 16
+        for (int k = 0; k < n; ++k) upper[k] = first ? V{} : out[k];
+        for (int64_t j = 0; j < points; ++j, ++t) {
+            const A* top = cells + int64_t(s.cell[t]) * width;
+            const A* bottom = top + stride * width;
             const V* p00 = reinterpret_cast<const V*>(top);
             const V* p01 = reinterpret_cast<const V*>(top + width);
-            const A* bottom = top + int64_t(s.stride[t]) * width;
             const V* p10 = reinterpret_cast<const V*>(bottom);
             const V* p11 = reinterpret_cast<const V*>(bottom + width);
             const A w00 = s.w00[t], w01 = s.w01[t], w10 = s.w10[t], w11 = s.w11[t];
@@ -382,33 +410,40 @@ void gather(const Samples<A>& s, const A* cells, int64_t width, int64_t at, int6
                 lower[k] += w11 * p11[k];
             }
         }
-        V* out = reinterpret_cast<V*>(s.rows + i * width + at);
 #pragma GCC unroll 16
         for (int k = 0; k < n; ++k) out[k] = upper[k] + lower[k];
     }
 }
 
+// Rows of the common widths have their own code, in which the width is a constant.
 template <class A>
-void gather_rows(const Samples<A>& s, const A* cells, int64_t width, int64_t rows) {
+void gather_rows(const Samples<A>& s, const A* cells, int64_t width, int64_t rows, int64_t points, int64_t stride,
+                 bool first) {
     int64_t at = 0;
-    for (; width - at >= 128; at += 128) gather<A, 128>(s, cells, width, at, rows);
-    if (width - at >= 64) gather<A, 64>(s, cells, width, at, rows), at += 64;
-    if (width - at >= 32) gather<A, 32>(s, cells, width, at, rows), at += 32;
-    if (width - at >= 16) gather<A, 16>(s, cells, width, at, rows);
+    if constexpr (sizeof(A) == 4) {
+        if (width == 32) return gather<A, 32>(s, cells, 32, 0, rows, points, stride, first);
+        if (width == 64) return gather<A, 64>(s, cells, 64, 0, rows, points, stride, first);
+        for (; width - at >= 128; at += 128) gather<A, 128>(s, cells, width, at, rows, points, stride, first);
+        for (; width - at >= 32; at += 32) gather<A, 32>(s, cells, width, at, rows, points, stride, first);
+    }
+    for (; width - at >= 16; at += 16) gather<A, 16>(s, cells, width, at, rows, points, stride, first);
 }
 
 template <class A>
 void forward_queries(const Job& job, const Plan& plan, Samples<A>& s, int64_t image, int64_t head, const A* cells,
                      int64_t begin, int64_t end) {
     const locap_msda_problem& p = *job.problem;
-    for (int64_t q = begin; q < end; q += plan.block) {
-        const int64_t rows = smaller(plan.block, end - q);
-        const int32_t* queries = job.order + q;
-        fetch(job, plan, s, image, head, queries, rows, 0);
-        weigh(s, rows * s.per_query, plan.zeros);
-        gather_rows(s, cells, plan.width, rows);
-        for (int64_t i = 0; i < rows; ++i)
-            store(element(job.out, p.dtype, ((image * p.queries + queries[i]) * p.heads + head) * p.dim), p.dtype,
+    if (plan.samples == 0) __builtin_memset(s.rows, 0, plan.block * plan.width * sizeof(A));
+    for (; begin < end; begin += plan.block) {
+        const Block b = block_at(job, plan, image, head, begin, end);
+        if (job.fused && plan.samples) softmax_of_block(job, plan, s, b);
+        for (int l = 0; l < plan.levels && p.points; ++l) {
+            prefetch_next(job, plan, b, l, plan.levels);
+            prepare(job, plan, s, b, l, plan.level[l].first_cell, plan.zeros);
+            gather_rows(s, cells, plan.width, b.rows, p.points, plan.level[l].stride, l == 0);
+        }
+        for (int64_t i = 0; i < b.rows; ++i)
+            store(element(job.out, p.dtype, ((image * p.queries + b.queries[i]) * p.heads + head) * p.dim), p.dtype,
                   s.rows + i * plan.width, p.dim);
     }
 }
@@ -436,7 +471,8 @@ struct Forward {
 
     void look(int64_t k, int64_t begin, int64_t end, int worker) const {
         const int64_t head = first_head + k;
-        auto s = make_samples<A>(plan, scratch + worker * scratch_bytes, job.problem->points, 0, plan.levels);
+        Samples<A> s;
+        make_samples(plan, job.problem->points, scratch + worker * scratch_bytes, s);
         forward_queries(job, plan, s, head / job.problem->heads, head % job.problem->heads, buffer(k), begin, end);
     }
 
@@ -466,7 +502,8 @@ int forward_as(const Job& job) {
     Forward<A> f{job, make_plan(p), 0, smaller(heads, p.threads), 0, 0, nullptr, nullptr, 0};
     f.chunk = ceil_div(larger(ceil_div(p.queries, 4 * p.threads), 256), f.plan.block) * f.plan.block;
     f.chunks = ceil_div(p.queries, f.chunk);
-    f.scratch_bytes = samples_bytes<A>(f.plan);
+    Samples<A> unused;
+    f.scratch_bytes = make_samples(f.plan, p.points, nullptr, unused);
     f.cells = static_cast<A*>(job.allocate(f.wave * f.plan.cells * f.plan.width * sizeof(A)));
     f.scratch = static_cast<char*>(job.allocate(p.threads * f.scratch_bytes));
     if (f.cells && f.scratch) {
@@ -559,29 +596,26 @@ constexpr int64_t dots_per_sample() {
 }
 
 template <class A, int C, bool kGradValue>
-void scatter(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64_t at, int64_t rows) {
+void scatter(const Samples<A>& samples, const A* cells, A* grads, int64_t width, int64_t at, int64_t rows,
+             int64_t points, int64_t stride) {
     typedef typename Vectors<A>::Aligned V;
     constexpr int lanes = VECTOR_BYTES / sizeof(A), n = C / lanes;
-    const int64_t step = s.per_query ? int64_t(s.stride[0]) * width : 0;
+    const Samples<A> s = samples;
     for (int64_t i = 0, t = 0; i < rows; ++i) {
         V g[n];
 #pragma GCC unroll 16
         for (int k = 0; k < n; ++k) g[k] = reinterpret_cast<const V*>(s.rows + i * width + at)[k];
-        for (int64_t j = 0; j < s.per_query; ++j, ++t) {
-            const int64_t offset = int64_t(s.cell[t]) * width + at;
-            const int64_t corner[4] = {offset, offset + width, offset + step, offset + step + width};
+        for (int64_t j = 0; j < points; ++j, ++t) {
+            const int64_t offset = int64_t(s.cell[t]) * width + at, below = offset + stride * width;
+            const int64_t corner[4] = {offset, offset + width, below, below + width};
             const A weight[4] = {s.w00[t], s.w01[t], s.w10[t], s.w11[t]};
             V d[4];
 #pragma GCC unroll 4
             for (int c = 0; c < 4; ++c) {
                 const V* value = reinterpret_cast<const V*>(cells + corner[c]);
-                V even = value[0] * g[0], odd = {};
+                d[c] = value[0] * g[0];
 #pragma GCC unroll 16
-                for (int k = 1; k < n; ++k) {
-                    if (k % 2) odd += value[k] * g[k];
-                    else even += value[k] * g[k];
-                }
-                d[c] = even + odd;
+                for (int k = 1; k < n; ++k) d[c] += value[k] * g[k];
                 if (kGradValue) {
                     V* grad = reinterpret_cast<V*>(grads + corner[c]);
 #pragma GCC unroll 16
@@ -594,30 +628,38 @@ void scatter(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64
 }
 
 template <class A, bool kGradValue>
-void scatter_rows(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64_t rows) {
+void scatter_rows(const Samples<A>& s, const A* cells, A* grads, int64_t width, int64_t rows, int64_t points,
+                  int64_t stride) {
     int64_t at = 0;
-    for (; width - at >= 128; at += 128) scatter<A, 128, kGradValue>(s, cells, grads, width, at, rows);
-    if (width - at >= 64) scatter<A, 64, kGradValue>(s, cells, grads, width, at, rows), at += 64;
-    if (width - at >= 32) scatter<A, 32, kGradValue>(s, cells, grads, width, at, rows), at += 32;
-    if (width - at >= 16) scatter<A, 16, kGradValue>(s, cells, grads, width, at, rows);
+    if constexpr (sizeof(A) == 4) {
+        if (width == 32) return scatter<A, 32, kGradValue>(s, cells, grads, 32, 0, rows, points, stride);
+        if (width == 64) return scatter<A, 64, kGradValue>(s, cells, grads, 64, 0, rows, points, stride);
+        for (; width - at >= 128; at += 128)
+            scatter<A, 128, kGradValue>(s, cells, grads, width, at, rows, points, stride);
+        for (; width - at >= 32; at += 32) scatter<A, 32, kGradValue>(s, cells, grads, width, at, rows, points, stride);
+    }
+    for (; width - at >= 16; at += 16) scatter<A, 16, kGradValue>(s, cells, grads, width, at, rows, points, stride);
 }
 
-// From the products to the gradients of score (into s.score) and of u and v (into s.x and s.y).
+// From the products to the gradients of score (into s.score) and of u and v (into s.lx and s.ly).
 template <class A>
-void differentiate(Samples<A>& s, int64_t count) {
+void differentiate(Samples<A>& samples, int64_t count) {
+    const Samples<A> s = samples;
     for (int64_t t = 0; t < count; t += 4) {
         A d[16] __attribute__((aligned(64)));
         finish(s.dots + t * dots_per_sample<A>(), d);
+#pragma GCC ivdep
         for (int k = 0; k < 4; ++k) {
-            const A lx = s.x[t + k], ly = s.y[t + k], a = s.score[t + k];
+            const A lx = s.lx[t + k], ly = s.ly[t + k], a = s.score[t + k];
             const bool counts = s.valid[t + k] != 0;
             const A upper = d[4 + k] - d[k], lower = d[12 + k] - d[8 + k];  // along x
             const A left = d[8 + k] - d[k], right = d[12 + k] - d[4 + k];   // along y
-            const A score = d[k] + lx * upper + ly * (left + lx * (right - left));
-            const A x = a * (upper + ly * (lower - upper)), y = a * (left + lx * (right - left));
+            const A along_y = left + lx * (right - left);
+            const A score = d[k] + lx * upper + ly * along_y;
+            const A x = a * (upper + ly * (lower - upper)), y = a * along_y;
             s.score[t + k] = counts ? score : A(0);
-            s.x[t + k] = counts ? x : A(0);
-            s.y[t + k] = counts ? y : A(0);
+            s.lx[t + k] = counts ? x : A(0);
+            s.ly[t + k] = counts ? y : A(0);
         }
     }
 }
@@ -629,28 +671,40 @@ struct Backward {
     char* scratch;
     int64_t scratch_bytes, buffer_bytes;
 
-    // Gradients of one block's points leave in the type they are wanted in.
-    void write(Samples<A>& s, int64_t image, int64_t head, int l, const int32_t* queries, int64_t rows) const {
+    // Gradients of one block's points leave in the type they are wanted in. K = 0: any number.
+    template <int K>
+    void write(Samples<A>& s, const Block& b, int l) const {
         const locap_msda_problem& p = *job.problem;
-        const int exact = sizeof(A) == 8 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
-        const int dtype = job.fused ? p.points_dtype : exact;
-        const A width = A(plan.level[l].width), height = A(plan.level[l].height), share = A(0.5) / A(p.points);
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t at = ((image * p.queries + queries[i]) * p.heads + head) * plan.samples + l * p.points;
-            if (job.score_sums) store(element(job.score_sums, exact, at), exact, s.score + i * p.points, p.points);
+        const int exact = sizeof(A) == 8 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32, dtype = point_type(job);
+        const int64_t points = K ? K : p.points;
+        const A width = A(plan.level[l].width), height = A(plan.level[l].height), share = A(0.5) / A(points);
+        for (int64_t i = 0; i < b.rows; ++i) {
+            const int64_t at = sample_of(job, plan, b, b.queries[i]) + l * points;
+            if (job.score_sums) store(element(job.score_sums, exact, at), exact, s.score + i * points, points);
             if (!job.grad_points) continue;
             A along_x = job.fused ? A(1) : width, along_y = job.fused ? A(1) : height;
             if (job.fused && p.reference_dim == 4) {
-                const A* reference = static_cast<const A*>(job.reference) + image * p.reference_strides[0] +
-                                     queries[i] * p.reference_strides[1] + l * p.reference_strides[2];
+                const A* reference = static_cast<const A*>(job.reference) + b.image * p.reference_strides[0] +
+                                     b.queries[i] * p.reference_strides[1] + l * p.reference_strides[2];
                 along_x = width * (reference[2] * share), along_y = height * (reference[3] * share);
             }
-            for (int64_t j = 0; j < p.points; ++j) {
-                s.raw[2 * j] = s.x[i * p.points + j] * along_x;
-                s.raw[2 * j + 1] = s.y[i * p.points + j] * along_y;
+            for (int64_t j = 0; j < points; ++j) {
+                s.points[2 * j] = s.lx[i * points + j] * along_x;
+                s.points[2 * j + 1] = s.ly[i * points + j] * along_y;
             }
-            store(element(job.grad_points, dtype, 2 * at), dtype, s.raw, 2 * p.points);
+            store(element(job.grad_points, dtype, 2 * at), dtype, s.points, 2 * points);
         }
+    }
+
+    void read_grad(Samples<A>& s, const Block& b) const {
+        const locap_msda_problem& p = *job.problem;
+        const auto place = [&](int32_t query) { return ((b.image * p.queries + query) * p.heads + b.head) * p.dim; };
+        for (int64_t i = 0; i < b.rows; ++i) {
+            A* row = s.rows + i * plan.width;
+            load(row, element(job.grad_out, p.dtype, place(b.queries[i])), p.dtype, p.dim);
+            for (int64_t c = p.dim; c < plan.width; ++c) row[c] = 0;
+        }
+        for (int64_t i = 0; i < b.next_rows; ++i) prefetch(job.grad_out, p.dtype, place(b.next[i]), p.dim);
     }
 
     void level(int64_t image, int64_t head, int l, char* memory) const {
@@ -659,28 +713,25 @@ struct Backward {
         const int64_t cells = (level.height + 2) * level.stride, wide = plan.width;
         A* values = reinterpret_cast<A*>(memory);
         A* grads = reinterpret_cast<A*>(memory + buffer_bytes);
-        auto s = make_samples<A>(plan, memory + 2 * buffer_bytes, p.points, l, l + 1);
+        Samples<A> s;
+        make_samples(plan, p.points, memory + 2 * buffer_bytes, s);
         pack(job, plan, image, head, level, values);
         __builtin_memset(values + cells * wide, 0, plan.zero_cells * wide * sizeof(A));
         if (job.grad_value) __builtin_memset(grads, 0, (cells + plan.zero_cells) * wide * sizeof(A));
-        for (int64_t q = 0; q < p.queries; q += plan.block) {
-            const int64_t rows = smaller(plan.block, p.queries - q), count = rows * p.points;
-            const int32_t* queries = job.order + q;
-            fetch(job, plan, s, image, head, queries, rows, l);
-            weigh(s, count, cells);
-            for (int64_t i = 0; i < rows; ++i) {
-                load(s.rows + i * wide,
-                     element(job.grad_out, p.dtype, ((image * p.queries + queries[i]) * p.heads + head) * p.dim),
-                     p.dtype, p.dim);
-                for (int64_t c = p.dim; c < wide; ++c) s.rows[i * wide + c] = 0;
-            }
+        for (int64_t q = 0; q < p.queries && p.points; q += plan.block) {
+            const Block b = block_at(job, plan, image, head, q, p.queries);
+            prefetch_next(job, plan, b, 0, 1);
+            if (job.fused) softmax_of_block(job, plan, s, b);
+            prepare(job, plan, s, b, l, 0, cells);
+            read_grad(s, b);
             if (job.grad_value)
-                scatter_rows<A, true>(s, values, grads, wide, rows);
+                scatter_rows<A, true>(s, values, grads, wide, b.rows, p.points, level.stride);
             else
-                scatter_rows<A, false>(s, values, grads, wide, rows);
+                scatter_rows<A, false>(s, values, grads, wide, b.rows, p.points, level.stride);
             if (!job.grad_points && !job.score_sums) continue;
-            differentiate(s, count);
-            write(s, image, head, l, queries, rows);
+            differentiate(s, b.rows * p.points);
+            if (p.points == 4) write<4>(s, b, l);
+            else write<0>(s, b, l);
         }
         if (job.grad_value) unpack(job, plan, image, head, level, grads);
     }
@@ -718,7 +769,8 @@ int backward_as(const Job& job) {
     if (tasks == 0) return LOCAP_MSDA_OK;
     const int workers = int(smaller(p.threads, tasks));
     b.buffer_bytes = (b.plan.largest_level + b.plan.zero_cells) * b.plan.width * int64_t(sizeof(A));
-    b.scratch_bytes = 2 * b.buffer_bytes + ceil_div(samples_bytes<A>(b.plan), 64) * 64;
+    Samples<A> unused;
+    b.scratch_bytes = 2 * b.buffer_bytes + make_samples(b.plan, p.points, nullptr, unused);
     b.scratch = static_cast<char*>(job.allocate(workers * b.scratch_bytes));
     if (!b.scratch) return LOCAP_MSDA_OUT_OF_MEMORY;
     job.parallel(workers, tasks, Backward<A>::level_task, &b);
