@@ -114,12 +114,18 @@ def test_pixel_decoder_trains_under_bfloat16():
     deformable = pytest.importorskip("locap.modeling.pixel_decoders.deformable")
     torch.manual_seed(0)
     channels = {f"res{i}": 16 * i for i in range(2, 6)}
-    decoder = deformable.DeformablePixelDecoder(channels, dim=256, mask_dim=64, num_layers=6, num_heads=8).cuda()
+    sizes = {"dim": 256, "mask_dim": 64, "num_layers": 6, "num_heads": 8}
+    decoder, plain = (
+        deformable.DeformablePixelDecoder(channels, **sizes, backend=backend).cuda()
+        for backend in ("cuda", "reference")
+    )
+    plain.load_state_dict(decoder.state_dict())
     features = {
         name: torch.randn(2, width, 256 >> (i + 2), 320 >> (i + 2), device="cuda")
         for i, (name, width) in enumerate(channels.items())
     }
-    exact = decoder(features)
+    exact = plain(features)
+    torch.testing.assert_close(decoder(features).mask_features, exact.mask_features, atol=1e-3, rtol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         found = decoder(features)
     for ours, theirs in zip(
