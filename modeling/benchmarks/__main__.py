@@ -13,12 +13,13 @@ from rich.console import Console
 from ...utils.errors import LocapError
 from ...utils.logging import set_up_logging
 from .class_texts import class_texts
+from .deformable_encoder import deformable_encoder
 from .inference import captioner, inference
 from .report import Report
 from .training import training_step
 from .workload import SHAPES, Shape, build
 
-COMMANDS = ("inference", "captioner", "class_texts", "training_step")
+COMMANDS = ("inference", "captioner", "class_texts", "training_step", "deformable_encoder")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Do what the arguments ask for."""
+    if arguments.command == "deformable_encoder":
+        shape, tiny = shape_of(arguments), arguments.size == "tiny"
+        sizes = {"side": shape.height, "images": shape.images, "dim": 64 if tiny else 256, "layers": 2 if tiny else 6}
+        return deformable_encoder(**sizes, repeats=arguments.repeats, original=not arguments.only_ours)
     model = build(arguments.size, arguments.conf_files, arguments.overrides)
     common = {"repeats": arguments.repeats, "original": not arguments.only_ours}
     if arguments.command == "captioner":

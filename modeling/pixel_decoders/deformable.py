@@ -164,14 +164,14 @@ class DeformablePixelDecoder(nn.Module):
             ],
             1,
         )
-        reference = torch.cat([_pixel_centres(h, w, tokens.device) for h, w in shapes])[None, :, None]
+        reference = torch.cat([pixel_centres(h, w, tokens.device) for h, w in shapes])[None, :, None]
         for layer in self.encoder:
             tokens = layer(tokens, position, reference, shapes)
         levels = tokens.transpose(1, 2).split([h * w for h, w in shapes], 2)
         return [level.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
 
 
-def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     """Return (height * width, 2), (x, y) in [0, 1]."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width

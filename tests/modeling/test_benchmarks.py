@@ -62,6 +62,13 @@ def test_class_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not (tmp_path / "cache").exists()  # the users' cache is left alone
 
 
+def test_deformable_encoder(tmp_path: Path):
+    report = run(tmp_path, "deformable_encoder", "--image-size", "64", "--images", "1")
+    assert [row["name"] for row in report["measurements"]] == ["auto", "reference"]
+    assert report["facts"]["greatest difference"] < 1e-4
+    assert report["ratios"]["CPU seconds"] > 0
+
+
 def test_training_step(tmp_path: Path):
     report = run(tmp_path, "training_step", "--image-size", "64", "--segments", "3", "--words", "6")
     assert cost(report, 0, "text encoder")["calls"] == 0

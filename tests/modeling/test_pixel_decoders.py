@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locap.modeling.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder, _pixel_centres
+from locap.modeling.pixel_decoders.deformable import DeformableAttention, DeformablePixelDecoder, pixel_centres
 from locap.modeling.pixel_decoders.fpn import TransformerFPN
 
 CHANNELS = {"res2": 8, "res3": 16, "res4": 32, "res5": 64}
@@ -113,6 +113,6 @@ def test_deformable_attention_samples_where_it_should_under_autocast():
 
 
 def test_pixel_centres_of_the_deformable_encoder():
-    centres = _pixel_centres(2, 4, torch.device("cpu"))
+    centres = pixel_centres(2, 4, torch.device("cpu"))
     assert centres.tolist()[:2] == [[0.125, 0.25], [0.375, 0.25]]
     assert centres.tolist()[-1] == [0.875, 0.75]

@@ -1,10 +1,10 @@
 // Multi-scale deformable attention on the CPU, compiled once per instruction set (-DLOCAP_MSDA_ISA=base, v3, v4).
 //
-// The heads of `value` lie interleaved, [S, M, D], so that the rows of one head fall into few cache sets. Each head (each
-// level of a head in the backward pass) is therefore first copied to a buffer of its own, in the type of the sums, its
-// rows padded to whole vectors and every level surrounded by a border of zeros: a sample then needs no test and no
-// conversion, and a sample that does not count is sent to a stretch of zeros. Queries are worked on in small tiles of
-// the picture, whose samples share the nearest cache.
+// The heads of `value` lie interleaved, [S, M, D], so that the rows of one head fall into few cache sets. Each head is
+// therefore first copied to a buffer of its own, in the type of the sums, its rows padded to whole vectors and every
+// level surrounded by a border of zeros: a sample then needs no test and no conversion, and a sample that does not count
+// is sent to a stretch of zeros. Queries are worked on in small tiles of the picture, level by level, so that their
+// samples share the nearest cache.
 //
 // Only built-ins of the compiler are used here: an inline function of the standard library, compiled for one instruction
 // set, could be linked into the code for another.
@@ -285,12 +285,23 @@ INLINE int64_t sample_of(const Job& job, const Plan& plan, const Block& b, int32
     return ((b.image * p.queries + query) * p.heads + b.head) * plan.samples;
 }
 
+// The place of a query's first channel in the output.
+INLINE int64_t row_of(const Job& job, const Block& b, int32_t query) {
+    const locap_msda_problem& p = *job.problem;
+    return ((b.image * p.queries + query) * p.heads + b.head) * p.dim;
+}
+
 void prefetch_next(const Job& job, const Plan& plan, const Block& b, int64_t first, int64_t step) {
-    const int dtype = point_type(job);
+    const locap_msda_problem& p = *job.problem;
+    const int dtype = point_type(job), exact = p.dtype == LOCAP_MSDA_F64 ? LOCAP_MSDA_F64 : LOCAP_MSDA_F32;
     for (int64_t i = first; i < b.next_rows; i += step) {
-        const int64_t at = sample_of(job, plan, b, b.next[i]);
+        const int64_t at = sample_of(job, plan, b, b.next[i]), row = row_of(job, b, b.next[i]);
         prefetch(job.points, dtype, 2 * at, 2 * plan.samples);
         prefetch(job.scores, dtype, at, plan.samples);
+        if (job.out) prefetch(job.out, p.dtype, row, p.dim);
+        if (job.grad_out) prefetch(job.grad_out, p.dtype, row, p.dim);
+        if (job.grad_points) prefetch(job.grad_points, dtype, 2 * at, 2 * plan.samples);
+        if (job.score_sums) prefetch(job.score_sums, exact, at, plan.samples);
     }
 }
 
@@ -443,8 +454,7 @@ void forward_queries(const Job& job, const Plan& plan, Samples<A>& s, int64_t im
             gather_rows(s, cells, plan.width, b.rows, p.points, plan.level[l].stride, l == 0);
         }
         for (int64_t i = 0; i < b.rows; ++i)
-            store(element(job.out, p.dtype, ((image * p.queries + b.queries[i]) * p.heads + head) * p.dim), p.dtype,
-                  s.rows + i * plan.width, p.dim);
+            store(element(job.out, p.dtype, row_of(job, b, b.queries[i])), p.dtype, s.rows + i * plan.width, p.dim);
     }
 }
 
@@ -523,7 +533,7 @@ int forward_as(const Job& job) {
     return done ? LOCAP_MSDA_OK : LOCAP_MSDA_OUT_OF_MEMORY;
 }
 
-// ---- backward: one level of one head at a time, so that nobody else adds to the same gradient ----
+// ---- backward: whole levels of one head at a time, so that nobody else adds to the same gradient ----
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -668,6 +678,7 @@ template <class A>
 struct Backward {
     const Job& job;
     Plan plan;
+    int at_once;  // levels: all of a head, or one where there are more threads than heads
     char* scratch;
     int64_t scratch_bytes, buffer_bytes;
 
@@ -698,48 +709,60 @@ struct Backward {
 
     void read_grad(Samples<A>& s, const Block& b) const {
         const locap_msda_problem& p = *job.problem;
-        const auto place = [&](int32_t query) { return ((b.image * p.queries + query) * p.heads + b.head) * p.dim; };
         for (int64_t i = 0; i < b.rows; ++i) {
             A* row = s.rows + i * plan.width;
-            load(row, element(job.grad_out, p.dtype, place(b.queries[i])), p.dtype, p.dim);
+            load(row, element(job.grad_out, p.dtype, row_of(job, b, b.queries[i])), p.dtype, p.dim);
             for (int64_t c = p.dim; c < plan.width; ++c) row[c] = 0;
         }
-        for (int64_t i = 0; i < b.next_rows; ++i) prefetch(job.grad_out, p.dtype, place(b.next[i]), p.dim);
     }
 
-    void level(int64_t image, int64_t head, int l, char* memory) const {
+    void block(Samples<A>& s, const Block& b, int l, const A* values, A* grads, int64_t zeros) const {
         const locap_msda_problem& p = *job.problem;
         const Level& level = plan.level[l];
-        const int64_t cells = (level.height + 2) * level.stride, wide = plan.width;
+        const int64_t first_cell = level.first_cell - plan.level[l - l % at_once].first_cell;
+        prepare(job, plan, s, b, l, first_cell, zeros);
+        if (job.grad_value)
+            scatter_rows<A, true>(s, values, grads, plan.width, b.rows, p.points, level.stride);
+        else
+            scatter_rows<A, false>(s, values, grads, plan.width, b.rows, p.points, level.stride);
+        if (!job.grad_points && !job.score_sums) return;
+        differentiate(s, b.rows * p.points);
+        if (p.points == 4) write<4>(s, b, l);
+        else write<0>(s, b, l);
+    }
+
+    // The levels from `first` to before `last` of a head.
+    void levels(int64_t image, int64_t head, int first, int last, char* memory) const {
+        const locap_msda_problem& p = *job.problem;
+        const int64_t origin = plan.level[first].first_cell, wide = plan.width;
+        const int64_t zeros = (last < plan.levels ? plan.level[last].first_cell : plan.zeros) - origin;
         A* values = reinterpret_cast<A*>(memory);
         A* grads = reinterpret_cast<A*>(memory + buffer_bytes);
         Samples<A> s;
         make_samples(plan, p.points, memory + 2 * buffer_bytes, s);
-        pack(job, plan, image, head, level, values);
-        __builtin_memset(values + cells * wide, 0, plan.zero_cells * wide * sizeof(A));
-        if (job.grad_value) __builtin_memset(grads, 0, (cells + plan.zero_cells) * wide * sizeof(A));
+        for (int l = first; l < last; ++l)
+            pack(job, plan, image, head, plan.level[l], values + (plan.level[l].first_cell - origin) * wide);
+        __builtin_memset(values + zeros * wide, 0, plan.zero_cells * wide * sizeof(A));
+        if (job.grad_value) __builtin_memset(grads, 0, (zeros + plan.zero_cells) * wide * sizeof(A));
         for (int64_t q = 0; q < p.queries && p.points; q += plan.block) {
             const Block b = block_at(job, plan, image, head, q, p.queries);
-            prefetch_next(job, plan, b, 0, 1);
-            if (job.fused) softmax_of_block(job, plan, s, b);
-            prepare(job, plan, s, b, l, 0, cells);
             read_grad(s, b);
-            if (job.grad_value)
-                scatter_rows<A, true>(s, values, grads, wide, b.rows, p.points, level.stride);
-            else
-                scatter_rows<A, false>(s, values, grads, wide, b.rows, p.points, level.stride);
-            if (!job.grad_points && !job.score_sums) continue;
-            differentiate(s, b.rows * p.points);
-            if (p.points == 4) write<4>(s, b, l);
-            else write<0>(s, b, l);
+            if (job.fused) softmax_of_block(job, plan, s, b);
+            for (int l = first; l < last; ++l) {
+                prefetch_next(job, plan, b, l - first, last - first);
+                block(s, b, l, values, grads, zeros);
+            }
         }
-        if (job.grad_value) unpack(job, plan, image, head, level, grads);
+        if (!job.grad_value) return;
+        for (int l = first; l < last; ++l)
+            unpack(job, plan, image, head, plan.level[l], grads + (plan.level[l].first_cell - origin) * wide);
     }
 
-    static void level_task(void* self, int64_t task, int worker) {
+    static void levels_task(void* self, int64_t task, int worker) {
         const Backward& b = *static_cast<Backward*>(self);
-        const int64_t head = task / b.plan.levels, heads = b.job.problem->heads;
-        b.level(head / heads, head % heads, int(task % b.plan.levels), b.scratch + worker * b.scratch_bytes);
+        const int64_t tasks = b.plan.levels / b.at_once, head = task / tasks, heads = b.job.problem->heads;
+        const int first = int(task % tasks) * b.at_once;
+        b.levels(head / heads, head % heads, first, first + b.at_once, b.scratch + worker * b.scratch_bytes);
     }
 
     // Through the softmax: the gradient of a logit is p (g - sum of p g over the joint axis).
@@ -764,16 +787,19 @@ struct Backward {
 template <class A>
 int backward_as(const Job& job) {
     const locap_msda_problem& p = *job.problem;
-    Backward<A> b{job, make_plan(p), nullptr, 0, 0};
-    const int64_t tasks = p.batch * p.heads * p.levels;
-    if (tasks == 0) return LOCAP_MSDA_OK;
+    Backward<A> b{job, make_plan(p), int(p.levels), nullptr, 0, 0};
+    const int64_t heads = p.batch * p.heads;
+    if (heads == 0 || p.levels == 0) return LOCAP_MSDA_OK;
+    if (heads % p.threads != 0 && heads < 4 * p.threads) b.at_once = 1;
+    const int64_t tasks = heads * p.levels / b.at_once;
     const int workers = int(smaller(p.threads, tasks));
-    b.buffer_bytes = (b.plan.largest_level + b.plan.zero_cells) * b.plan.width * int64_t(sizeof(A));
+    const int64_t cells = (b.at_once == 1 ? b.plan.largest_level : b.plan.zeros) + b.plan.zero_cells;
+    b.buffer_bytes = cells * b.plan.width * int64_t(sizeof(A));
     Samples<A> unused;
     b.scratch_bytes = 2 * b.buffer_bytes + make_samples(b.plan, p.points, nullptr, unused);
     b.scratch = static_cast<char*>(job.allocate(workers * b.scratch_bytes));
     if (!b.scratch) return LOCAP_MSDA_OUT_OF_MEMORY;
-    job.parallel(workers, tasks, Backward<A>::level_task, &b);
+    job.parallel(workers, tasks, Backward<A>::levels_task, &b);
     if (job.fused && job.grad_scores && p.queries && p.points)
         job.parallel(workers, ceil_div(p.batch * p.queries * p.heads, b.plan.block), Backward<A>::softmax_task, &b);
     job.release(b.scratch);
