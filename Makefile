@@ -1,11 +1,11 @@
-# make quickstart | test | lint          PYTHON=python3.12 chooses the interpreter of a new .venv
+# make quickstart | test | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test lint gpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -18,6 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# On a GPU machine, with the torch and nvcc it has and without network: builds, tests and measures the CUDA kernels.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py --output output/gpu-check.json
 
 # Only a change of what is installed sets it up again. The editable install needs no network: it brings the command
 # `locap` and lets lint-imports find the package.

@@ -50,6 +50,7 @@ setup(
             "configs/**/*.yaml",
             "ops/**/*.cpp",
             "ops/**/*.cu",
+            "ops/**/*.cuh",
             "ops/**/*.h",
             "datasets/**/*.txt",
             "datasets/**/*.json",

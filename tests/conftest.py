@@ -44,13 +44,25 @@ def coco_mini(shared: Path) -> Path:
     return shared / "data" / "coco_mini"
 
 
+def load_beside(name: str) -> ModuleType:
+    """Import a module that stands beside this file."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def tiny_pix2cap() -> ModuleType:
     """The builders of tiny_pix2cap.py, imported only by tests that want a model."""
-    spec = importlib.util.spec_from_file_location("tiny_pix2cap", HERE / "tiny_pix2cap.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_beside("tiny_pix2cap")
+
+
+@pytest.fixture(scope="session")
+def msda() -> ModuleType:
+    """msda_cases.py: inputs of deformable attention with known answers."""
+    return load_beside("msda_cases")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,16 @@ CUDA_ARCHS = "80;86;89;90"
 _HERE = Path(__file__).resolve().parent
 _SOURCES = {
     "cpu": ("ms_deform_attn.h", "cpu_kernel.h", "cpu_kernel.cpp", "cpu.cpp"),
-    "cuda": ("ms_deform_attn.h", "cuda.cu"),
+    "cuda": (
+        "ms_deform_attn.h",
+        "sampling.cuh",
+        "device.cuh",
+        "inputs.cuh",
+        "fixed_point.cuh",
+        "forward.cuh",
+        "backward.cuh",
+        "cuda.cu",
+    ),
 }
 _COMMON_FLAGS = ("-std=c++17", "-O3")
 _HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
