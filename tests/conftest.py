@@ -19,6 +19,9 @@ ROOT = HERE.parent
 SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# before torch is imported: small tensors are slower on several threads, and the order of additions, so the last bits,
+# must not depend on how many cores are free
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 _cache = tempfile.TemporaryDirectory(prefix="locap-tests-")  # removed at the end
 os.environ["LOCAP_CACHE"] = _cache.name

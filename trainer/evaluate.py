@@ -177,17 +177,7 @@ def autocast_dtype(cfg: Any, world: World) -> torch.dtype | None:
 
 
 def precision(cfg: Any, world: World) -> str:
-    """Return "fp32", "bf16" or "fp16": PRECISION, or what it or FP16 mean on this device."""
-    if cfg.PRECISION == "fast":
-        return "bf16" if computes_bf16_fast(world.device) else "fp32"
+    """Return "fp32", "bf16" or "fp16": PRECISION, or what FP16 means on this device."""
     if cfg.PRECISION != "auto":
         return cfg.PRECISION
     return "fp16" if cfg.FP16 and world.device.type == "cuda" else "fp32"
-
-
-def computes_bf16_fast(device: torch.device) -> bool:
-    """Return whether bfloat16 beats float32 on a device: GPUs that have it, CPUs with matrix tiles for it (AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and "amx_bf16" in cpu.read_text(encoding="utf-8")

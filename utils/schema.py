@@ -168,8 +168,8 @@ class Config:
     FP16: bool = key(False, "half precision with loss scaling on a GPU; ignored on the CPU")
     PRECISION: str = key(
         "auto",
-        "+ auto: as FP16 says; fast: bf16 where this machine computes it faster, else fp32",
-        choices=["auto", "fast", "fp32", "bf16", "fp16"],
+        "+ number type of training and evaluation; auto: as FP16 says",
+        choices=["auto", "fp32", "bf16", "fp16"],
     )
     PORT: str = key("36872", "TCP port of the process group when the launcher gives none")
     GRADIENT_ACCUMULATE_STEP: int = key(1, "batches per optimiser step", minimum=1)

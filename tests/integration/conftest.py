@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from locap import entry
 from locap.modeling.schemas import MODEL_SCHEMAS
@@ -135,12 +134,3 @@ def start() -> Callable:
 @pytest.fixture(scope="session")
 def python() -> str:
     return sys.executable
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """The order of additions, and so the last bits, must not depend on how many cores are free."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
