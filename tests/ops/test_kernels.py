@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from locap.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from locap.ops.ms_deform_attn import backends, build, ms_deform_attn, ms_deform_attn_fused
 from locap.ops.ms_deform_attn.build import BuildError, find_compiler
 from locap.ops.ms_deform_attn.operators import attend, attend_fused
 
@@ -97,6 +97,27 @@ def test_half_precision_keeps_special_values():
         assert torch.equal(found[clean], value.flatten()[clean])
         large = torch.full((1, 1, 1, 1), 3.0e38).to(dtype)
         assert not ms_deform_attn(large, [(1, 1)], at[:, :, :1], weight[:, :, :1] * 2, backend="cpu").isfinite().any()
+
+
+@pytest.fixture(params=[(), ("-march=x86-64-v3",)], ids=["base", "v3"])
+def older_processor(request, monkeypatch):
+    """The kernels as compiled for a processor without this one's widest vectors."""
+    if request.param and "avx2" not in torch.backends.cpu.get_cpu_capability().lower().replace("avx512", "avx2"):
+        pytest.skip("this processor cannot run them")
+    monkeypatch.setattr(build.platform, "machine", lambda: "any")  # one set of kernels, without a choice at run time
+    monkeypatch.setattr(build, "_COMMON_FLAGS", (*build._COMMON_FLAGS, *request.param))
+    for cached in (backends.usable_library, backends.load):
+        cached.cache_clear()
+    yield
+    for cached in (backends.usable_library, backends.load):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("older_processor")
+def test_every_instruction_set():
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2**-8)):
+        for dim in (30, 32, 64, 200):
+            compare(*draw(3, dim, 4, dtype=dtype), tolerance)
 
 
 def test_queries_that_are_the_tokens():
