@@ -87,7 +87,7 @@ def test_every_level_of_the_deformable_encoder_sees_every_other():
         assert not any(torch.allclose(x, y) for x, y in zip(before.multi_scale, after.multi_scale, strict=True))
 
 
-def test_published_deformable_decoder_stays_in_float32():
+def test_published_deformable_decoder_stays_in_float32_under_autocast():
     decoder, given = make("deformable", full_precision=True), features()
     with torch.autocast("cpu", torch.bfloat16):
         half = decoder({name: x.bfloat16().float() for name, x in given.items()})
