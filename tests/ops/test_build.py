@@ -102,6 +102,16 @@ def test_ranks_that_start_together_compile_once(fresh, monkeypatch):
     assert len((fresh / "calls").read_text().split()) == len(steps) + 1  # and the linking
 
 
+def test_a_library_in_the_package_needs_no_compiler(fresh, monkeypatch):
+    package = fresh / "package"
+    built = build.into_package("cpu", package)
+    monkeypatch.setattr(build, "_packaged", lambda kind: package / "lib" / built.name)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.library("cpu") == built
+    assert torch.allclose(ms_deform_attn(*INPUTS, backend="cpu"), ms_deform_attn(*INPUTS, backend="reference"))
+    assert not (fresh / "ops").exists()
+
+
 def test_a_damaged_library_is_named(fresh, monkeypatch):
     path = fresh / "damaged.so"
     path.write_text("not a library")

@@ -77,7 +77,7 @@ def test_points_and_levels(kernels: Library, msda: ModuleType, points: int, leve
 def test_fused(kernels: Library, msda: ModuleType, points: int, dim: int, reference_dim: int):
     for dtype in DTYPES:
         case = msda.draw(dtype, dim, points, 3, reference_dim=reference_dim)
-        msda.assert_close(case.found(kernels), case.expected(), scale=4)
+        msda.assert_close(case.found(kernels), case.expected())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -85,14 +85,14 @@ def test_fused_with_float_offsets(kernels: Library, msda: ModuleType, dtype: tor
     case = msda.draw(dtype, 32, 4, 3, reference_dim=2, points_dtype=torch.float32)
     found = case.found(kernels)
     assert [x.dtype for x in found] == [dtype, torch.float32, torch.float32, torch.float32]
-    msda.assert_close(found, case.expected(), scale=4)
+    msda.assert_close(found, case.expected())
 
 
 @pytest.mark.parametrize("dim", [16, 30, 128])
 def test_queries_in_tiles_of_the_picture(kernels: Library, msda: ModuleType, dim: int):
     for dtype, reference_dim in ((torch.float32, 0), (torch.bfloat16, 2)):
         case = msda.draw(dtype, dim, 2, 2, queries=None, reference_dim=reference_dim)
-        msda.assert_close(case.found(kernels), case.expected(), scale=4)
+        msda.assert_close(case.found(kernels), case.expected())
 
 
 def test_rows_of_value_apart_or_misaligned(kernels: Library, msda: ModuleType):
@@ -112,7 +112,7 @@ def test_reference_broadcast_over_images_and_levels(kernels: Library, msda: Modu
     case.reference = case.reference[:1, :, :1].expand(2, -1, 3, -1)
     assert case.reference.stride()[0] == case.reference.stride()[2] == 0
     found, expected = case.found(kernels), case.expected()
-    assert (found[0].double() - expected[0]).abs().max() <= 2e-5 * expected[0].abs().max()
+    assert (found[0].double() - expected[0]).abs().max() <= 2e-6 * expected[0].abs().max()
 
 
 def test_edges_and_places_far_outside(kernels: Library, msda: ModuleType):
@@ -132,7 +132,7 @@ def test_edges_and_places_far_outside(kernels: Library, msda: ModuleType):
 def test_deterministic_sums(kernels: Library, msda: ModuleType):
     for dtype, reference_dim in ((torch.float32, 0), (torch.bfloat16, 2), (torch.float64, 0)):
         case = msda.draw(dtype, 32, 4, 3, queries=None, reference_dim=reference_dim)
-        msda.assert_close(case.found(kernels, deterministic=True), case.expected(), scale=4)
+        msda.assert_close(case.found(kernels, deterministic=True), case.expected())
     case.grad_out[0, 0, 0, 0] = torch.nan
     assert case.found(kernels, deterministic=True)[1].isnan().all()  # integers know no NaN
 
