@@ -34,6 +34,8 @@ from typing import Any  # noqa: E402
 
 from omegaconf import read_write  # noqa: E402
 
+from locap.evaluation.command import add_arguments as add_scoring_arguments  # noqa: E402
+from locap.evaluation.command import score_files  # noqa: E402
 from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
@@ -72,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.set_defaults(command=run_train)
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
-    evaluate.add_argument("--predictions", metavar="FILE", help="score this result file; no model is built")
+    add_scoring_arguments(evaluate)
     predict = commands.add_parser("predict", help="segment and describe images")
     predict.set_defaults(command=run_predict)
     add_predict_arguments(predict)
@@ -80,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.set_defaults(command=run_export)
     add_export_arguments(export)
     for command in (train, evaluate, predict, export):
-        add_config_arguments(command, required=command in (train, evaluate))
+        add_config_arguments(command, required=command is train)
 
     merge = commands.add_parser("combine", help="add GRiT's captioner to X-Decoder's weights, to train Pix2Cap from")
     merge.set_defaults(command=run_combine)
@@ -147,6 +149,8 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate weights or stored predictions; 5 when the machine lacked something for a figure."""
+    if arguments.ground_truth or not arguments.conf_files:
+        return score_files(arguments)
     cfg = read_config(arguments)
     from locap.evaluation.report import exit_code
     from locap.trainer.distributed import process_group

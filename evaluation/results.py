@@ -66,6 +66,7 @@ class ImageEvaluator(ABC):
 
     protocol: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ("standard",)
+    options: ClassVar[Mapping[str, str]] = {}  # keyword argument that a command line may give -> what it is
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ from rich.progress import Progress
 from ..datasets.records import Category, Record
 from ..utils.errors import MissingDependencyError, UsageError, nearest
 from . import EVALUATORS
+from .pairing import pair_predictions
 from .results import ImageEvaluator, ImageId, ProtocolResult
-from .stored import pair_predictions
 
 SHOW_AFTER = 5.0  # seconds until a progress bar appears
 Item = TypeVar("Item")
@@ -38,17 +38,21 @@ def make_evaluators(
     Raises:
         UsageError: no such protocol.
     """
-    for name in protocols:
-        if name not in EVALUATORS:
-            close = nearest(name, EVALUATORS)
-            raise UsageError(
-                "There is no such protocol.",
-                value=name,
-                allowed=", ".join(EVALUATORS),
-                fix=f"use {close}" if close else None,
-            )
     options = options or {}
-    return [EVALUATORS[name](categories, image_order=image_order, **options.get(name, {})) for name in protocols]
+    return [evaluator_class(name)(categories, image_order=image_order, **options.get(name, {})) for name in protocols]
+
+
+def evaluator_class(protocol: str) -> type[ImageEvaluator]:
+    """Return the class of a protocol; raises `UsageError` if there is none."""
+    if protocol in EVALUATORS:
+        return EVALUATORS[protocol]
+    close = nearest(protocol, EVALUATORS)
+    raise UsageError(
+        "There is no such protocol.",
+        value=protocol,
+        allowed=", ".join(EVALUATORS),
+        fix=f"use {close}" if close else None,
+    )
 
 
 def evaluate_stored(

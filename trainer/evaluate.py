@@ -15,10 +15,10 @@ from torch import nn
 from ..datasets.loader import EvalLoader, Reader
 from ..datasets.records import Category, Record, record_from_json, record_to_json, write_records
 from ..datasets.shapes import holds, read_caption
+from ..evaluation.formats import load_predictions
 from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
 from ..evaluation.runner import evaluate_stored, make_evaluators
-from ..evaluation.stored import load_predictions
 from ..utils.errors import UsageError
 from .data import is_shapes, open_reader, test_loader
 from .distributed import World, gather_texts

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from locap.datasets.records import Record, Region, encode_mask
+from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.panoptic import PanopticQuality
 from locap.evaluation.segments import joint_histogram, measure_overlap
-from locap.evaluation.stored import load_ground_truth, load_predictions
 from locap.utils.errors import DataError
 
 from .conftest import CATEGORIES

@@ -10,9 +10,9 @@ from locap.datasets.records import Record, Region
 from locap.evaluation import captions
 from locap.evaluation.captions import java, ptb
 from locap.evaluation.captions.meteor import Meteor
+from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.panoptic_captioning import NO_SEGMENT, PanopticCaptioning, take_segments
 from locap.evaluation.panoptic_captioning_upstream import character_meteor
-from locap.evaluation.stored import load_ground_truth, load_predictions
 from locap.utils.errors import DataError, MissingDependencyError, UsageError
 
 from .conftest import CATEGORIES

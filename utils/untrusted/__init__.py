@@ -3,7 +3,7 @@
 Nothing is allocated before its size was checked, nothing in a file is ever executed, and each refusal names the file.
 """
 
-from .files import read_json, read_text, require_file, resolve_under, shown
+from .files import read_json, read_json_lines, read_text, require_file, resolve_under, shown
 from .images import MAX_PIXELS, read_id_map, read_image
 from .masks import decode_rle, polygons_to_mask
 from .weights import load_flat_tensors, load_tensors
@@ -17,6 +17,7 @@ __all__ = [
     "read_id_map",
     "read_image",
     "read_json",
+    "read_json_lines",
     "read_text",
     "require_file",
     "resolve_under",

@@ -131,7 +131,16 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     Raises:
         DataError: names the file and, where it can be told, line and column.
     """
-    text = read_text(path, max_bytes)
+    return _parse(read_text(path, max_bytes), path)
+
+
+def read_json_lines(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> list[Any]:
+    """Read strict JSON, one value per line; empty lines are left out. Raises as `read_json`."""
+    lines = read_text(path, max_bytes).split("\n")
+    return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(text: str, path: str | Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
     except json.JSONDecodeError as err:

@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from locap.datasets.records import Record, Region, write_records
+from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.report import (
     EvaluationReport,
     describe_source,
@@ -18,7 +19,6 @@ from locap.evaluation.report import (
 )
 from locap.evaluation.results import ProtocolResult, Table
 from locap.evaluation.runner import evaluate_stored, track
-from locap.evaluation.stored import load_ground_truth, load_predictions
 from locap.utils.errors import DataError, UsageError
 
 from .conftest import CATEGORIES
@@ -93,7 +93,7 @@ def test_predictions_must_cover_the_images(tmp_path, images, truth, change, mess
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"image_id": 1}, r'"file_name" is missing(.|\n)*annotations\[0\]'),
+        ({"image_id": 1, "segments_info": []}, r'"file_name" is missing(.|\n)*annotations\[0\]'),
         ({"image_id": 1, "file_name": "../1.png", "segments_info": []}, "leaves its folder"),
         ({"image_id": 1, "file_name": "1.png", "segments_info": {}}, '"segments_info" is missing or of the wrong type'),
         (
@@ -121,7 +121,7 @@ def test_malformed_annotations_name_their_place(tmp_path, truth, body, message):
     ("content", "message"),
     [
         (b'{"annotations": [{"image_id": NaN}]}', "NaN"),
-        (b"[]", "Neither a record file nor COCO panoptic results"),
+        (b"[]", r"no known form of predictions(.|\n)*coco_panoptic"),
         (b'{"annotations": "\xff"}', "(?i)utf-8"),
     ],
 )

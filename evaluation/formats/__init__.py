@@ -1,0 +1,85 @@
+"""Predictions and ground truth from files, anyone's: one file per form, each turned into records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...datasets.records import Category, Record
+from ...utils.errors import DataError, UsageError, nearest
+from ...utils.untrusted import read_json, read_json_lines, shown
+from ..pairing import pair_predictions
+from . import coco_panoptic, record_file
+from .form import PredictionForm, TruthForm
+
+TRUTHS: dict[str, TruthForm] = {
+    "records": record_file.TRUTH,
+    "coco_panoptic": coco_panoptic.TRUTH,
+}
+PREDICTIONS: dict[str, PredictionForm] = {
+    "records": record_file.PREDICTIONS,
+    "coco_panoptic": coco_panoptic.PREDICTIONS,
+}
+Form = TypeVar("Form", TruthForm, PredictionForm)
+
+
+def load_ground_truth(
+    path: str | Path, folder: str | Path | None = None, *, form: str | None = None
+) -> tuple[list[Record], list[Category]]:
+    """Read ground truth.
+
+    Args:
+        path: JSON, or JSON lines.
+        folder: where the files that it names lie; each form has its own default.
+        form: key of ``TRUTHS``; found out from the file if not given.
+
+    Raises:
+        DataError: the file is malformed or of no known form.
+        UsageError: there is no such form.
+    """
+    path = Path(path)
+    document = read_document(path)
+    chosen = _choose(TRUTHS, document, form, path, "ground truth")
+    return chosen.read(path, document, None if folder is None else Path(folder))
+
+
+def load_predictions(
+    path: str | Path, ground_truth: list[Record], folder: str | Path | None = None, *, form: str | None = None
+) -> list[Record]:
+    """Read stored predictions and check that they are of the images of ``ground_truth``.
+
+    Arguments and errors are those of `load_ground_truth` and `pair_predictions`.
+    """
+    path = Path(path)
+    document = read_document(path)
+    chosen = _choose(PREDICTIONS, document, form, path, "predictions")
+    predictions = chosen.read(path, document, ground_truth, None if folder is None else Path(folder))
+    pair_predictions(ground_truth, predictions, where=shown(path))
+    return predictions
+
+
+def read_document(path: Path) -> Any:
+    """Return what a JSON file, or the list of what a file of JSON lines (``.jsonl``), holds."""
+    return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+
+
+def _choose(forms: Mapping[str, Form], document: Any, name: str | None, path: Path, what: str) -> Form:
+    if name is not None:
+        if name not in forms:
+            close = nearest(name, forms)
+            raise UsageError(
+                f"There is no such form of {what}.",
+                value=name,
+                allowed=", ".join(forms),
+                fix=f"use {close}" if close else None,
+            )
+        return forms[name]
+    found = next((form for form in forms.values() if form.recognises(document)), None)
+    if found is None:
+        raise DataError(
+            f"The file is of no known form of {what}.",
+            where=shown(path),
+            allowed="; ".join(f"{key}: {form.what}" for key, form in forms.items()),
+        )
+    return found

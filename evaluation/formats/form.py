@@ -1,0 +1,62 @@
+"""What a form of files is, and the helpers all forms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ...datasets.records import Category, Record
+from ...utils.errors import DataError
+
+Truth: TypeAlias = tuple[list[Record], list[Category]]
+
+
+@dataclass(frozen=True, slots=True)
+class TruthForm:
+    """A form in which ground truth is stored.
+
+    Attributes:
+        what: the form in a few words, for messages.
+        recognises: whether a parsed document is of this form; looks at a few keys only.
+        read: (path, document, folder or None) -> records and categories; the folder holds files the document names.
+    """
+
+    what: str
+    recognises: Callable[[Any], bool]
+    read: Callable[[Path, Any, Path | None], Truth]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionForm:
+    """A form in which predictions are stored.
+
+    Attributes:
+        what, recognises: as in `TruthForm`.
+        read: (path, document, ground truth, folder or None) -> one record for every image with predictions. A form
+            that lists results rather than images adds an empty record for every image of the ground truth it lacks.
+    """
+
+    what: str
+    recognises: Callable[[Any], bool]
+    read: Callable[[Path, Any, list[Record], Path | None], list[Record]]
+
+
+def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:
+    """Return ``body[key]``.
+
+    Raises:
+        DataError: it is missing, or of none of the types (a bool is no number).
+    """
+    value = body.get(key) if isinstance(body, dict) else None
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        names = " or ".join(kind.__name__ for kind in types)
+        raise DataError(f'"{key}" is missing or of the wrong type.', where=where, value=value, allowed=names)
+    return value
+
+
+def first_item(document: Any, key: str | None = None) -> dict[str, Any]:
+    """Return the first object of a list, or of the list under ``key``; {} where there is none."""
+    items = document.get(key) if key is not None and isinstance(document, dict) else document
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}

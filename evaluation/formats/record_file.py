@@ -1,0 +1,37 @@
+"""locap's own record file (`locap.datasets.records`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...datasets.records import FORMAT, Record, read_records
+from ...utils.untrusted import resolve_under
+from .form import PredictionForm, Truth, TruthForm
+
+
+def recognises(document: Any) -> bool:
+    """Return whether the document says so itself."""
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
+def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
+    """Read ground truth; paths of id maps are taken from the folder, by default the file's."""
+    records, categories, _ = read_records(path)
+    return [_with_local_id_map(record, folder or path.parent) for record in records], categories
+
+
+def read_predictions(path: Path, document: Any, truth: list[Record], folder: Path | None) -> list[Record]:
+    """Read predictions."""
+    return read_truth(path, document, folder)[0]
+
+
+def _with_local_id_map(record: Record, folder: Path) -> Record:
+    """Return the record with its id map's path inside the folder, which it must not leave."""
+    if isinstance(record.id_map, str):
+        record.id_map = str(resolve_under(folder, record.id_map))
+    return record
+
+
+TRUTH = TruthForm("a record file of locap", recognises, read_truth)
+PREDICTIONS = PredictionForm("a record file of locap", recognises, read_predictions)
