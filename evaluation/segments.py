@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.records import Record, Region, decode_mask
+from ..datasets.records import Record, Region
 from ..utils.errors import DataError
+from ..utils.untrusted import rle_runs
 from .results import first_ids
 
 VOID = 0
+GREATEST_ID = 2**31 - 1
 MATCH_IOU = 0.5  # a match needs more than this, so it is unique
 FORGIVEN_SHARE = 0.5  # an unmatched prediction with more of its area in void or crowd is not an error
 
@@ -91,7 +93,9 @@ def joint_histogram(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, 
     Returns:
         The sorted ids of each map and the counts, int64 [ids of first, ids of second].
     """
-    first, second = np.ascontiguousarray(first).ravel(), np.ascontiguousarray(second).ravel()
+    if first.flags.f_contiguous and second.flags.f_contiguous:
+        first, second = first.T, second.T  # drawn from masks, down the columns; any common order of pixels will do
+    first, second = first.ravel(), second.ravel()
     change = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
     starts = np.concatenate(([0], np.flatnonzero(change) + 1)) if first.size else np.zeros(0, np.int64)
     lengths = np.diff(starts, append=first.size)
@@ -110,25 +114,43 @@ def panoptic_ids(record: Record, where: str) -> np.ndarray:
     """
     if record.id_map is not None:
         return record.read_id_map()
-    ids = np.zeros((record.height, record.width), np.int32)
+    shape, drawn = (record.height, record.width), []
     for region in record.regions:
         if region.mask is None:
             raise DataError("A segment has neither a mask nor an id map.", where=f"{where}, segment {region.id}")
-        mask = decode_mask(region.mask)
-        if mask.shape != ids.shape:
+        size, runs = rle_runs(region.mask)
+        if size != shape:
             raise DataError(
                 "A mask differs in size from its image.",
                 where=f"{where}, segment {region.id}",
-                value=mask.shape,
-                allowed=str(ids.shape),
+                value=size,
+                allowed=str(shape),
             )
-        if ids[mask].any():
-            raise DataError(
-                "Masks overlap; a panoptic protocol needs each pixel in one segment at most.",
-                where=f"{where}, segment {region.id}",
-            )
-        ids[mask] = region.id
-    return ids
+        drawn.append(runs)
+    if not drawn:
+        return np.zeros(shape, np.int32)
+    return _draw([region.id for region in record.regions], drawn, where).reshape(shape, order="F")
+
+
+def _draw(ids: list[int], drawn: list[np.ndarray], where: str) -> np.ndarray:
+    """Return int32 [pixels] of masks given as alternating runs of 0 and 1 over all pixels; no mask is ever unpacked."""
+    edges = [np.cumsum(runs) for runs in drawn]
+    starts = np.concatenate([edge[:-1:2] for edge in edges])
+    stops = np.concatenate([edge[1::2] for edge in edges])
+    owner = np.repeat(np.arange(len(ids)), [len(edge) // 2 for edge in edges])
+    order = np.argsort(starts, kind="stable")
+    order = order[starts[order] < stops[order]]
+    starts, stops, owner = starts[order], stops[order], owner[order]
+    if (overlap := np.flatnonzero(starts[1:] < stops[:-1])).size:
+        segment = np.maximum(owner[overlap], owner[overlap + 1]).min()
+        raise DataError(
+            "Masks overlap; a panoptic protocol needs each pixel in one segment at most.",
+            where=f"{where}, segment {ids[segment]}",
+        )
+    cuts = np.append(np.stack([starts, stops], 1).ravel(), edges[0][-1])
+    values = np.zeros(len(cuts), np.int32)
+    values[1::2] = np.array(ids, np.int32)[owner]
+    return np.repeat(values, np.diff(cuts, prepend=0))
 
 
 def match_segments(overlap: Overlap) -> Matching:
@@ -171,9 +193,15 @@ def _pick(counts: np.ndarray, ids: np.ndarray, regions: list[Region], axis: int)
 
 def _check_regions(regions: list[Region], category_ids: Container[int], where: str) -> None:
     ids = [region.id for region in regions]
-    if len(set(ids)) < len(ids) or VOID in ids:
-        twice = sorted({i for i in ids if ids.count(i) > 1 or i == VOID})
-        raise DataError("Segment ids are not unique and above 0.", where=where, value=first_ids(twice))
+    wrong = sorted({i for i in ids if not VOID < i <= GREATEST_ID})
+    if wrong or len(set(ids)) < len(ids):
+        wrong = wrong or sorted({i for i in ids if ids.count(i) > 1})
+        raise DataError(
+            "Segment ids are not unique and above 0.",
+            where=where,
+            value=first_ids(wrong),
+            allowed=f"1 to {GREATEST_ID}",
+        )
     unknown = [region.id for region in regions if region.category_id not in category_ids]
     if unknown:
         category = next(region.category_id for region in regions if region.id == unknown[0])

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from locap.datasets.records import Record, Region, encode_mask
 from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.panoptic import PanopticQuality
-from locap.evaluation.segments import joint_histogram, measure_overlap
+from locap.evaluation.segments import joint_histogram, measure_overlap, panoptic_ids
 from locap.utils.errors import DataError
 
 from .conftest import CATEGORIES
@@ -108,10 +110,36 @@ def test_masks_serve_in_place_of_an_id_map(pix2cap_image):
         quality([(truth, Record(7, 10, 10, regions=regions))])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_masks_draw_the_id_map_they_came_from(height, width, seed):
+    ids = np.random.default_rng(seed).integers(0, 4, (height, width)).astype(np.int32)
+    regions = [Region(i, 1, mask=encode_mask(ids == i)) for i in (3, 1, 2)]  # some of them empty
+    drawn = panoptic_ids(Record(1, height, width, regions=regions), "here")
+    np.testing.assert_array_equal(drawn, ids)
+    rows, columns, counts = joint_histogram(drawn, drawn)
+    assert rows.tolist() == columns.tolist() == np.unique(ids).tolist()
+    assert np.diagonal(counts).tolist() == np.bincount(ids.ravel())[rows].tolist()
+
+
+def test_the_segment_that_overlaps_is_named():
+    runs = {4: [0, 2, 4], 5: [2, 2, 2], 6: [1, 0, 1, 1, 3], 7: [0, 0, 5, 1]}  # of 6 pixels; some runs are empty
+    regions = [Region(i, 1, mask={"size": [2, 3], "counts": counts}) for i, counts in runs.items()]
+    with pytest.raises(DataError, match=r"Masks overlap(.|\n)*segment 6"):
+        panoptic_ids(Record(1, 2, 3, regions=regions), "here")
+    del regions[2]
+    assert panoptic_ids(Record(1, 2, 3, regions=regions), "here").ravel("F").tolist() == [4, 4, 5, 5, 0, 7]
+    with pytest.raises(DataError, match="A mask differs in size"):
+        panoptic_ids(Record(1, 3, 2, regions=regions), "here")
+    assert panoptic_ids(Record(1, 3, 2), "here").tolist() == [[0, 0]] * 3
+
+
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
         ([Region(1, 1), Region(1, 1)], "Segment ids are not unique"),
+        ([Region(1, 1), Region(-1, 1)], "Segment ids are not unique and above 0"),
+        ([Region(1, 1), Region(10**30, 1)], "Segment ids are not unique and above 0"),
         ([Region(1, 77)], "1 segment.s. of a category that the data set does not have"),
         ([], "pixels of segments that are not listed"),
         ([Region(1, 1), Region(9, 1)], "Listed segments have no pixels"),

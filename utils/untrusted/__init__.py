@@ -5,7 +5,7 @@ Nothing is allocated before its size was checked, nothing in a file is ever exec
 
 from .files import read_json, read_json_lines, read_text, require_file, resolve_under, shown
 from .images import MAX_PIXELS, read_id_map, read_image
-from .masks import decode_rle, polygons_to_mask
+from .masks import decode_rle, polygons_to_mask, rle_runs
 from .weights import load_flat_tensors, load_tensors
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "read_text",
     "require_file",
     "resolve_under",
+    "rle_runs",
     "shown",
 ]

@@ -78,12 +78,13 @@ def read_id_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                     allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
                     fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
                 )
-            rgb = np.asarray(image, dtype=np.int32)
+            pixels = image.tobytes("raw", "RGBX")  # four bytes each, as Pillow stores them
+            width, height = image.size
     except LocapError:
         raise
     except Exception as err:  # as in `read_image`
         raise _undecodable(path, err) from None
-    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+    return (np.frombuffer(pixels, "<i4") & 0xFFFFFF).reshape(height, width)
 
 
 def _open_image(path: str | Path, max_pixels: int, formats: Sequence[str]) -> Image.Image:

@@ -18,6 +18,16 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
     """Decode a COCO run-length encoding, compressed (str, bytes) or not (list of ints), to bool (height, width).
 
     Raises:
+        DataError: as `rle_runs`.
+    """
+    size, runs = rle_runs(rle, max_pixels=max_pixels)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+
+
+def rle_runs(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], np.ndarray]:
+    """Return ((height, width), run lengths int64) of a COCO run-length encoding: down the columns, first a run of 0.
+
+    Raises:
         DataError: the size is not two positive ints, or the runs are negative or do not add up to it.
     """
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
@@ -30,7 +40,7 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
             value=f"sum {int(runs.sum())}, smallest {int(runs.min(initial=0))}",
             allowed=f"runs >= 0 that add up to {height} x {width} = {height * width}",
         )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+    return (height, width), runs
 
 
 def _checked_size(size: Any, max_pixels: int) -> tuple[int, int]:
