@@ -35,7 +35,7 @@ from typing import Any  # noqa: E402
 from omegaconf import read_write  # noqa: E402
 
 from locap.evaluation.command import add_arguments as add_scoring_arguments  # noqa: E402
-from locap.evaluation.command import score_files  # noqa: E402
+from locap.evaluation.command import compare_files, score_files  # noqa: E402
 from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
@@ -148,7 +148,9 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate weights or stored predictions; 5 when the machine lacked something for a figure."""
+    """Evaluate weights or stored predictions, or compare results; 5 when the machine lacked something for a figure."""
+    if arguments.compare:
+        return compare_files(arguments)
     if arguments.ground_truth or not arguments.conf_files:
         return score_files(arguments)
     cfg = read_config(arguments)

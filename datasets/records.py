@@ -306,18 +306,22 @@ def read_records(path: str | Path) -> tuple[list[Record], list[Category], dict[s
     Raises:
         DataError: the file is not JSON, not a record file, or one of its records is malformed.
     """
-    document = untrusted.read_json(path)
+    return records_from_json(untrusted.read_json(path), where=str(path))
+
+
+def records_from_json(document: Any, *, where: str) -> tuple[list[Record], list[Category], dict[str, Any]]:
+    """Return (records, categories, meta) of a parsed record file, see `read_records`."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError("Not a record file.", where=str(path), allowed=f'a JSON object with "format": "{FORMAT}"')
+        raise DataError("Not a record file.", where=where, allowed=f'a JSON object with "format": "{FORMAT}"')
     for name, kind in (("records", list), ("categories", list), ("meta", dict)):
         if not isinstance(document.get(name, kind()), kind):
-            raise DataError(f'"{name}" of the record file is not a {kind.__name__}.', where=str(path))
+            raise DataError(f'"{name}" of the record file is not a {kind.__name__}.', where=where)
     records = [
-        record_from_json(body, where=f"{path}: records[{index}]")
+        record_from_json(body, where=f"{where}: records[{index}]")
         for index, body in enumerate(document.get("records", []))
     ]
     categories = [
-        _category_from_json(body, where=f"{path}: categories[{index}]")
+        _category_from_json(body, where=f"{where}: categories[{index}]")
         for index, body in enumerate(document.get("categories", []))
     ]
     return records, categories, document.get("meta", {})

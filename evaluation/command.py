@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.errors import UsageError, nearest
+from ..utils.files import write_json
 from . import EVALUATORS
-from .formats import PREDICTIONS, TRUTHS, load_ground_truth, load_predictions
+from .comparison import compare_figures, differing_facts, load_results, print_comparison, require_comparable
+from .formats import PREDICTIONS, TRUTHS, load_ground_truth, load_predictions_and_meta
 from .report import EvaluationReport, describe_source, exit_code, print_results, write_regions_csv, write_report
 from .results import ProtocolResult
 from .runner import evaluate_stored, evaluator_class, make_evaluators
@@ -31,6 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="result JSON; default: beside the predictions")
     parser.add_argument("--csv", action="store_true", help="also write a row per region, beside the result JSON")
     parser.add_argument("--tables", action="store_true", help="also print the breakdowns")
+    parser.add_argument("--compare", nargs="+", metavar="FILE", help="show result JSONs side by side, score nothing")
+    parser.add_argument("--force", action="store_true", help="compare what rests on other data or another protocol")
 
 
 def score_files(arguments: Namespace) -> int:
@@ -52,7 +56,7 @@ def score_files(arguments: Namespace) -> int:
     truth, categories = load_ground_truth(
         arguments.ground_truth, arguments.ground_truth_folder, form=arguments.ground_truth_form
     )
-    predictions = load_predictions(
+    predictions, meta = load_predictions_and_meta(
         arguments.predictions, truth, arguments.predictions_folder, form=arguments.predictions_form
     )
     results = evaluate_stored(truth, predictions, arguments.protocol, categories, options=options)
@@ -60,9 +64,39 @@ def score_files(arguments: Namespace) -> int:
         describe_source(file, records, file)
         for file, records in ((arguments.ground_truth, truth), (arguments.predictions, predictions))
     ]
-    report = EvaluationReport(results, *sources, seconds=time.monotonic() - started)
+    report = EvaluationReport(
+        results,
+        *sources,
+        seconds=time.monotonic() - started,
+        decoding=meta.get("decoding") or {},
+        seed=meta.get("seed"),
+        options={
+            name: {key: value for key, value in given.items() if key != "variant"} for name, given in options.items()
+        },
+    )
     _write(arguments, report, results)
     return exit_code(results)
+
+
+def compare_files(arguments: Namespace) -> int:
+    """Show result files side by side; returns the exit code.
+
+    Raises:
+        UsageError: fewer than two files.
+        DataError: one is no result file, or their figures do not mean the same and --force is not given.
+    """
+    files = load_results(arguments.compare)
+    if not arguments.force:
+        require_comparable(files)
+    print_comparison(files)
+    if arguments.output:
+        figures = [
+            {"protocol": protocol, "variant": variant, "figures": values}
+            for (protocol, variant), values in compare_figures(files).items()
+        ]
+        body = {"files": list(arguments.compare), "results": figures, "differs": differing_facts(files)}
+        sys.stderr.write(f"written: {write_json(arguments.output, body, indent=1)}\n")
+    return 0
 
 
 def protocol_options(protocol: str, variant: str | None, pairs: Sequence[str]) -> dict[str, str]:

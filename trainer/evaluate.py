@@ -15,7 +15,7 @@ from torch import nn
 from ..datasets.loader import EvalLoader, Reader
 from ..datasets.records import Category, Record, record_from_json, record_to_json, write_records
 from ..datasets.shapes import holds, read_caption
-from ..evaluation.formats import load_predictions
+from ..evaluation.formats import load_predictions_and_meta
 from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
 from ..evaluation.runner import evaluate_stored, make_evaluators
@@ -85,7 +85,8 @@ def evaluate_model(
     predictions = predict_all(model, test_loader(reader, cfg, world), world, dtype)
     if not world.is_main:
         return []
-    path = write_records(folder / "predictions.json", predictions, reader.categories, {"data": name})
+    meta = {"data": name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
+    path = write_records(folder / "predictions.json", predictions, reader.categories, meta)
     truth = [reader[index] for index in range(len(reader))]
     results = score(truth, predictions, reader, cfg)
     report = EvaluationReport(
@@ -93,8 +94,8 @@ def evaluate_model(
         describe_source(name, truth),
         describe_source(str(path), predictions, path),
         seconds=time.monotonic() - started,
-        decoding=_decoding(cfg.MODEL.TEXT_DECODER),
-        seed=cfg.SEED,
+        decoding=meta["decoding"],
+        seed=meta["seed"],
     )
     write_report(folder / "results.json", report)
     for result in results:
@@ -113,11 +114,16 @@ def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:
     started = time.monotonic()
     reader = open_reader(cfg.DATASETS.TEST, cfg)
     truth = [reader[index] for index in range(len(reader))]
-    predictions = load_predictions(path, truth)
+    predictions, meta = load_predictions_and_meta(path, truth)
     results = score(truth, predictions, reader, cfg)
     name = ", ".join(cfg.DATASETS.TEST)
     report = EvaluationReport(
-        results, describe_source(name, truth), describe_source(path, predictions, path), time.monotonic() - started
+        results,
+        describe_source(name, truth),
+        describe_source(path, predictions, path),
+        seconds=time.monotonic() - started,
+        decoding=meta.get("decoding") or {},
+        seed=meta.get("seed"),
     )
     stored = Path(path)
     print_results(results)

@@ -51,12 +51,19 @@ def load_predictions(
 
     Arguments and errors are those of `load_ground_truth` and `pair_predictions`.
     """
+    return load_predictions_and_meta(path, ground_truth, folder, form=form)[0]
+
+
+def load_predictions_and_meta(
+    path: str | Path, ground_truth: list[Record], folder: str | Path | None = None, *, form: str | None = None
+) -> tuple[list[Record], dict[str, Any]]:
+    """Do as `load_predictions`; also return what the file says about how they were made (``decoding``, ``seed``)."""
     path = Path(path)
     document = read_document(path)
     chosen = _choose(PREDICTIONS, document, form, path, "predictions")
     predictions = chosen.read(path, document, ground_truth, None if folder is None else Path(folder))
     pair_predictions(ground_truth, predictions, where=shown(path))
-    return predictions
+    return predictions, chosen.read_meta(path, document)
 
 
 def read_document(path: Path) -> Any:

@@ -36,11 +36,13 @@ class PredictionForm:
         what, recognises: as in `TruthForm`.
         read: (path, document, ground truth, folder or None) -> one record for every image with predictions. A form
             that lists results rather than images adds an empty record for every image of the ground truth it lacks.
+        read_meta: (path, document) -> what the file says about how the predictions were made; most forms say nothing.
     """
 
     what: str
     recognises: Callable[[Any], bool]
     read: Callable[[Path, Any, list[Record], Path | None], list[Record]]
+    read_meta: Callable[[Path, Any], dict[str, Any]] = lambda path, document: {}
 
 
 def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:

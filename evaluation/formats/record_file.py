@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...datasets.records import FORMAT, Record, read_records
-from ...utils.untrusted import resolve_under
-from .form import PredictionForm, Truth, TruthForm
+from ...datasets.records import FORMAT, Record, records_from_json
+from ...utils.untrusted import resolve_under, shown
+from .form import PredictionForm, Truth, TruthForm, get
 
 
 def recognises(document: Any) -> bool:
@@ -17,13 +17,22 @@ def recognises(document: Any) -> bool:
 
 def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
     """Read ground truth; paths of id maps are taken from the folder, by default the file's."""
-    records, categories, _ = read_records(path)
+    records, categories, _ = records_from_json(document, where=shown(path))
     return [_with_local_id_map(record, folder or path.parent) for record in records], categories
 
 
 def read_predictions(path: Path, document: Any, truth: list[Record], folder: Path | None) -> list[Record]:
     """Read predictions."""
     return read_truth(path, document, folder)[0]
+
+
+def read_meta(path: Path, document: Any) -> dict[str, Any]:
+    """Return what was written beside the records: ``decoding`` (an object) and ``seed`` are looked at."""
+    meta, where = document.get("meta", {}), f"{shown(path)}: meta"
+    for name, kind in (("decoding", dict), ("seed", int)):
+        if meta.get(name) is not None:
+            get(meta, name, (kind,), where)
+    return meta
 
 
 def _with_local_id_map(record: Record, folder: Path) -> Record:
@@ -34,4 +43,4 @@ def _with_local_id_map(record: Record, folder: Path) -> Record:
 
 
 TRUTH = TruthForm("a record file of locap", recognises, read_truth)
-PREDICTIONS = PredictionForm("a record file of locap", recognises, read_predictions)
+PREDICTIONS = PredictionForm("a record file of locap", recognises, read_predictions, read_meta)

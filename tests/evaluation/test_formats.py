@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -157,6 +158,19 @@ def test_result_file_table_and_csv(tmp_path, truth):
     assert "50.00" in shown
     assert "meteor: METEOR not computed: Java is missing" in shown
     assert (exit_code([result]), exit_code([])) == (5, 0)
+
+
+def test_csv_is_no_program_and_keeps_every_language(tmp_path):
+    texts = ["=1+1", "+x", "-lrb-", "@SUM(A1)", "\tx", "a = b", "naïve 日本語 😀", "two\nlines", "half \ud800", ""]
+    result = ProtocolResult(
+        "p", "standard", regions=Table(("id", "value", "text"), [(i, -0.5, t) for i, t in enumerate(texts)])
+    )
+    with open(write_regions_csv(tmp_path / "r.csv", result), encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert {row[1] for row in rows} == {"-0.5"}
+    assert [row[2] for row in rows] == [
+        "'=1+1", "'+x", "'-lrb-", "'@SUM(A1)", "'\tx", "a = b", "naïve 日本語 😀", "two\nlines", "half ?", "",
+    ]  # fmt: skip
 
 
 def test_hash_of_the_ground_truth_sees_every_caption(truth):
