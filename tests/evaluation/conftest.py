@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -68,6 +69,40 @@ def make_images() -> Callable[[int], list[tuple[Record, Record]]]:
         return [_image(np.random.default_rng(seed), seed) for seed in range(count)]
 
     return make
+
+
+class Sample(NamedTuple):
+    """What a protocol is tried on: truths, predictions in the same order, and the evaluator's keyword arguments."""
+
+    truth: list[Record]
+    predictions: list[Record]
+    options: dict[str, Any]
+
+
+def _panoptic_sample() -> Sample:
+    pairs = [_image(np.random.default_rng(seed), seed) for seed in range(9)]
+    return Sample([truth for truth, _ in pairs], [prediction for _, prediction in pairs], {})
+
+
+def _attributes_sample() -> Sample:
+    sample = _panoptic_sample()
+    for region in (region for record in sample.truth for region in record.regions):
+        region.attributes = {"colour": ("red", "blue")[region.id % 2], "size": "big"}
+    options = {"judge": _said_words, "attributes": ("colour", "size")}
+    return Sample(sample.truth, sample.predictions, options)
+
+
+def _said_words(caption: str, region: Region, record: Record) -> dict[str, bool | None]:
+    kinds = {"colour": ("red", "blue"), "size": ("big", "small")}
+    said = {name: [word for word in words if word in caption.split()] for name, words in kinds.items()}
+    return {name: region.attributes[name] in found if found else None for name, found in said.items()}
+
+
+SAMPLES: dict[str, Callable[[], Sample]] = {  # protocol -> records it can score; every protocol needs some
+    "panoptic": _panoptic_sample,
+    "panoptic_captioning": _panoptic_sample,
+    "caption_attributes": _attributes_sample,
+}
 
 
 def _image(rng: np.random.Generator, image_id: int) -> tuple[Record, Record]:
