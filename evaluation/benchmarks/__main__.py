@@ -9,9 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from ...utils.errors import LocapError
+from .dense_captioning import dense_captioning
+from .detection import detection
+from .meteor import meteor
 from .panoptic import panoptic
+from .panoptic_captioning import panoptic_captioning
 
-COMMANDS = {"panoptic": panoptic}
+COMMANDS = {
+    "panoptic": panoptic,
+    "detection": detection,
+    "panoptic_captioning": panoptic_captioning,
+    "dense_captioning": dense_captioning,
+    "meteor": meteor,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -70,6 +70,18 @@ def rewrite_caption(rng: np.random.Generator, caption: str) -> str:
     return " ".join(words)
 
 
+def write_phrase(rng: np.random.Generator) -> str:
+    """Return a few words about a region, as in Visual Genome."""
+    start = f"{pick(rng, ADJECTIVES)} {pick(rng, NOUNS)}"
+    return f"{start} {pick(rng, PLACES)} the {pick(rng, NOUNS)}" if rng.random() < 0.7 else f"the {start}"
+
+
+def rewrite_phrase(rng: np.random.Generator, phrase: str) -> str:
+    """Return a phrase that shares some words with another."""
+    words = [pick(rng, NOUNS) if word in _CONTENT and rng.random() < 0.35 else word for word in phrase.split()]
+    return " ".join(ALIKE.get(word, word) if rng.random() < 0.5 else word for word in words)
+
+
 def pick(rng: np.random.Generator, choices: list[str]) -> str:
     """Return one of the choices."""
     return choices[int(rng.integers(len(choices)))]

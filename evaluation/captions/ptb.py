@@ -76,7 +76,8 @@ def drop_punctuation(tokens: Iterable[str]) -> str:
 
 def _run(lines: Sequence[str]) -> list[str]:
     jar = java.find_jar("tokenizer", "stanford-corenlp-3.4.1.jar")
-    command = [str(java.find_java()), "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
+    command = [str(java.find_java()), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # too short to optimise more
+    command += ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
     command += ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     command += ["-encoding", "UTF-8"]
     text = "\n".join([*lines, _LAST_LINE]) + "\n"
