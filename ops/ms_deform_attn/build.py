@@ -33,7 +33,16 @@ KINDS = ("cpu", "cuda")
 CUDA_ARCHS = "80;86;89;90"
 _HERE = Path(__file__).resolve().parent
 _SOURCES = {
-    "cpu": ("ms_deform_attn.h", "cpu_kernel.h", "cpu_kernel.cpp", "cpu.cpp"),
+    "cpu": (
+        "ms_deform_attn.h",
+        "cpu_kernel.h",
+        "cpu_vectors.h",
+        "cpu_samples.h",
+        "cpu_forward.h",
+        "cpu_backward.h",
+        "cpu_kernel.cpp",
+        "cpu.cpp",
+    ),
     "cuda": (
         "ms_deform_attn.h",
         "sampling.cuh",
