@@ -5,12 +5,16 @@ from __future__ import annotations
 from .attributes import CaptionAttributes
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
+from .reason_seg import ReasoningSegmentation
+from .referring import ReferringExpressions
 from .results import ImageEvaluator, ProtocolResult, Table
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
     "caption_attributes": CaptionAttributes,
+    "referring": ReferringExpressions,
+    "reason_seg": ReasoningSegmentation,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]
