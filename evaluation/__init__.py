@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .muse import MuseQuestions
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .reason_seg import ReasoningSegmentation
@@ -15,6 +16,7 @@ EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "caption_attributes": CaptionAttributes,
     "referring": ReferringExpressions,
     "reason_seg": ReasoningSegmentation,
+    "muse": MuseQuestions,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]

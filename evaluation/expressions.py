@@ -19,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pycocotools import mask as coco_mask
-
 from ..datasets.records import Record, Region, Rle
-from ..utils.errors import DataError, LocapError
-from ..utils.untrusted import check_rle
+from ..utils.errors import DataError
 from .mask_scores import MaskPair, published_scores
+from .masks import box_of, checked_mask, mask_overlap
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table, first_ids
 
 Box = tuple[float, float, float, float]
@@ -232,11 +230,11 @@ def _outcome_of(truth: Region, answer: Region | None, masks: _Masks, where: str)
     true_box, box = (None if r is None else _checked_box(r.box_xyxy, where) for r in (truth, answer))
     true_mask, ignore = masks.check(truth.mask, where), masks.check(truth.ignore, where)
     mask = masks.check(answer.mask, where) if answer is not None else None
-    mask_box = None if mask is None else _box_of(mask)
+    mask_box = None if mask is None else box_of(mask)
     return Outcome(
         truth.id,
         truth.expressions[0] if truth.expressions else "",
-        truth.attributes.get(SPLIT, ""),
+        str(truth.attributes.get(SPLIT, "")),
         answered=answer is not None,
         has_box=box is not None,
         has_mask=mask is not None,
@@ -250,11 +248,6 @@ def _checked_box(box: Box | None, where: str) -> Box | None:
     if box is not None and not (box[0] <= box[2] and box[1] <= box[3]):  # also refuses NaN
         raise DataError("A box is inverted.", where=where, value=box, allowed="x0 <= x1 and y0 <= y1")
     return box
-
-
-def _box_of(mask: Rle) -> Box:
-    x, y, width, height = coco_mask.toBbox(mask).tolist()
-    return x, y, x + width, y + height
 
 
 class _Masks:
@@ -273,19 +266,6 @@ class _Masks:
         return self.checked[id(mask)][1]
 
 
-def checked_mask(mask: Rle, height: int, width: int, where: str) -> Rle:
-    """Return the mask as pycocotools takes it; raises `DataError` if it is malformed or of another size."""
-    try:
-        checked = check_rle(mask)
-    except LocapError as err:
-        raise DataError(err.what, where=where, value=err.value, allowed=err.allowed) from None
-    if checked["size"] != [height, width]:
-        raise DataError(
-            "A mask differs in size from its image.", where=where, value=checked["size"], allowed=str([height, width])
-        )
-    return checked
-
-
 def box_overlap(truth: Box, box: Box | None) -> tuple[float, float]:
     """Return intersection and union of two xyxy boxes, square pixels; no box has no area."""
     area = (truth[2] - truth[0]) * (truth[3] - truth[1])
@@ -294,19 +274,3 @@ def box_overlap(truth: Box, box: Box | None) -> tuple[float, float]:
     shared_width = max(min(truth[2], box[2]) - max(truth[0], box[0]), 0.0)
     shared = shared_width * max(min(truth[3], box[3]) - max(truth[1], box[1]), 0.0)
     return shared, (box[2] - box[0]) * (box[3] - box[1]) + area - shared
-
-
-def mask_overlap(truth: Rle, mask: Rle | None, ignore: Rle | None) -> tuple[int, int]:
-    """Return intersection and union, pixels, of checked masks; no mask has no pixel, ``ignore`` is in neither."""
-    area = _counted_area([truth], ignore)
-    if mask is None:
-        return 0, area
-    shared = _counted_area([truth, mask], ignore)
-    return shared, area + _counted_area([mask], ignore) - shared
-
-
-def _counted_area(masks: list[Rle], ignore: Rle | None) -> int:
-    """Return the pixels in all of the masks that are not to be ignored."""
-    inside = coco_mask.merge(masks, intersect=True) if len(masks) > 1 else masks[0]
-    area = int(coco_mask.area(inside))
-    return area if ignore is None else area - int(coco_mask.area(coco_mask.merge([inside, ignore], intersect=True)))
