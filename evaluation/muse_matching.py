@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import map_coordinates
-from scipy.optimize import linear_sum_assignment
 
 POINTS = 12544
 
@@ -16,6 +14,8 @@ def draw_points(seed: int = 0) -> np.ndarray:
 
 def assign(cost: np.ndarray) -> list[tuple[int, int]]:
     """Return the one-to-one pairs (prediction, target) of least total cost [P, G], as many as the fewer of both."""
+    from scipy.optimize import linear_sum_assignment  # here, since scipy takes longer to import than all else
+
     rows, columns = linear_sum_assignment(cost)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
@@ -41,6 +41,8 @@ def pair_cost(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def sample(masks: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Sample masks [K, H, W] at points (x, y) in the unit square, bilinear between pixel centres, 0 outside: [K, N]."""
+    from scipy.ndimage import map_coordinates
+
     height, width = masks.shape[1:]
     places = np.stack([points[:, 1] * height - 0.5, points[:, 0] * width - 0.5])
     sampled = [map_coordinates(mask, places, order=1, mode="grid-constant", prefilter=False) for mask in masks]
