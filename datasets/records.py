@@ -5,6 +5,8 @@ Conventions
     points      (x, y), absolute pixels
     masks       COCO run-length encoding ``{"size": [height, width], "counts": str}``, set pixels belong to the region;
                 or, for panoptic data, the pixels of the record's id map that equal ``Region.id``
+    logits      one of several soft masks stacked from top to bottom in an 8-bit grey PNG, positive inside the region:
+                ``{"file": path, "index": which from 0, "count": how many}``, logit = (value - 128) / 8
     id map      int32 (height, width), 0 = no region
     categories  ``category_id`` is the id of the dataset, not a contiguous index
 
@@ -36,7 +38,7 @@ MORE_REGIONS = ("instances", "semantic")  # lists of a record beside ``regions``
 _KINDS: dict[str, tuple[tuple[type, ...], bool]] = {  # single values of records and regions in JSON: types, may be null
     **dict.fromkeys(("id", "height", "width"), ((int,), False)),
     **dict.fromkeys(("score", "caption_score", "area"), ((int, float), True)),
-    **dict.fromkeys(("mask", "attributes"), ((dict,), True)),
+    **dict.fromkeys(("mask", "ignore", "logits", "attributes"), ((dict,), True)),
     **dict.fromkeys(("image", "id_map"), ((str,), True)),
     "image_id": ((int, str), False),
     "category_id": ((int,), True),
@@ -61,6 +63,8 @@ class Region:
     id: int = 0
     category_id: int | None = None
     mask: Rle | None = None
+    ignore: Rle | None = None  # pixels left out of every score
+    logits: Mapping[str, Any] | None = None  # a soft mask, see above
     box_xyxy: tuple[float, float, float, float] | None = None
     points: tuple[tuple[float, float], ...] = ()
     keypoints: tuple[tuple[float, float, int], ...] = ()  # (x, y, visibility 0 | 1 | 2)
@@ -142,6 +146,33 @@ class Record:
         if region.mask is not None:
             return decode_mask(region.mask)
         return self.read_id_map() == region.id
+
+
+def read_logits(regions: Sequence[Region], height: int, width: int) -> list[np.ndarray]:
+    """Return the soft masks of regions that have them, float32 (height, width) each; every file is decoded once.
+
+    Raises:
+        DataError: a reference is malformed, or its file is missing or of another size.
+    """
+    stacks: dict[str, np.ndarray] = {}
+    return [_one_of_stack(region.logits or {}, stacks, height, width) for region in regions]
+
+
+def _one_of_stack(reference: Mapping[str, Any], stacks: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
+    path, index, count = (reference.get(key) for key in ("file", "index", "count"))
+    if not isinstance(path, str) or type(index) is not int or type(count) is not int or not 0 <= index < count:
+        allowed = '{"file": path, "index": from 0, "count": more than index}'
+        raise DataError("Not a soft mask.", value=dict(reference), allowed=allowed)
+    if path not in stacks:
+        stacks[path] = untrusted.read_grey(path)
+    if stacks[path].shape != (count * height, width):
+        raise DataError(
+            "The soft masks do not fill their file.",
+            where=untrusted.shown(path),
+            value=f"height {stacks[path].shape[0]}, width {stacks[path].shape[1]}",
+            allowed=f"{count} x {height} rows of {width}",
+        )
+    return (stacks[path][index * height : (index + 1) * height].astype(np.float32) - 128) / 8
 
 
 def encode_mask(mask: np.ndarray) -> Rle:

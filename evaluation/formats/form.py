@@ -56,6 +56,21 @@ def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:
     return value
 
 
+def objects(document: Any, where: str, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
+    """Return the objects of a list, or of the list under ``key``, each with its place.
+
+    Raises:
+        DataError: there is no such list, or an item is no object.
+    """
+    name = "list" if key is None else key
+    items = get({name: document} if key is None else document, name, (list,), where)
+    places = [f"{'' if key is None else key}[{i}]" for i in range(len(items))]
+    return [
+        (get({place: item}, place, (dict,), where), f"{where}: {place}")
+        for place, item in zip(places, items, strict=True)
+    ]
+
+
 def first_item(document: Any, key: str | None = None) -> dict[str, Any]:
     """Return the first object of a list, or of the list under ``key``; {} where there is none."""
     items = document.get(key) if key is not None and isinstance(document, dict) else document

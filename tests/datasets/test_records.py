@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from locap.datasets.records import (
     FORMAT,
@@ -18,6 +19,7 @@ from locap.datasets.records import (
     box_of_mask,
     decode_mask,
     encode_mask,
+    read_logits,
     read_records,
     record_from_json,
     record_to_json,
@@ -32,6 +34,8 @@ REGION = Region(
     id=3,
     category_id=7,
     mask=encode_mask(MASK),
+    ignore=encode_mask(~MASK),
+    logits={"file": "logits/b.png", "index": 1, "count": 2},
     box_xyxy=(2.0, 1.0, 4.0, 3.0),
     points=((1.5, 2.0),),
     keypoints=((1.0, 2.0, 2), (0.0, 0.0, 0)),
@@ -106,6 +110,22 @@ def test_masks_and_boxes():
     assert np.array_equal(decode_mask(encode_mask(MASK)), MASK)
     assert box_of_mask(MASK) == (2.0, 1.0, 4.0, 3.0)
     assert box_of_mask(np.zeros((3, 3), bool)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_soft_masks_are_slices_of_their_file(tmp_path):
+    values = np.arange(256, dtype=np.uint8)[:40].reshape(8, 5) * 6
+    Image.fromarray(values).save(tmp_path / "a.png")
+    stack = [Region(i, logits={"file": str(tmp_path / "a.png"), "index": i, "count": 2}) for i in (1, 0)]
+    lower, upper = read_logits(stack, 4, 5)
+    np.testing.assert_array_equal(np.concatenate([upper, lower]), (values.astype(np.float32) - 128) / 8)
+    with pytest.raises(DataError, match="do not fill their file"):
+        read_logits(stack, 3, 5)
+
+
+@pytest.mark.parametrize("change", [{"index": 2}, {"index": -1}, {"index": "0"}, {"count": None}, {"file": 3}])
+def test_malformed_references_to_soft_masks_are_refused(change):
+    with pytest.raises(DataError, match="Not a soft mask"):
+        read_logits([Region(logits={"file": "a.png", "index": 0, "count": 2} | change)], 4, 5)
 
 
 @pytest.mark.parametrize(

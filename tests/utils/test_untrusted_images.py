@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import read_id_map, read_image
+from locap.utils.untrusted import read_grey, read_id_map, read_image
 
 RGB = (10, 200, 30)
 
@@ -210,3 +210,12 @@ def test_id_maps_of_other_kinds_are_refused(tmp_path, kind):
         Image.new("RGB" if kind == "jpg" else kind, (4, 4)).save(path)
     with pytest.raises(DataError, match=r"wrong format(.|\n)*8-bit RGB PNG"):
         read_id_map(path)
+
+
+def test_grey_values_are_read_as_stored(tmp_path):
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    read = read_grey(save(tmp_path / "a.png", values))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, values)
+    with pytest.raises(DataError, match=r"wrong format(.|\n)*8-bit grey PNG"):
+        read_grey(save(tmp_path / "b.png", UPRIGHT))

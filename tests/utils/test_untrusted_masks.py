@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import decode_rle, polygons_to_mask
+from locap.utils.untrusted import check_rle, decode_rle, polygons_to_mask
 
 
 @settings(max_examples=100, deadline=None)
@@ -31,6 +31,21 @@ def test_long_runs_decode():
 def test_uncompressed_runs_go_down_the_columns():
     mask = decode_rle({"size": [2, 3], "counts": [1, 2, 3]})
     np.testing.assert_array_equal(mask, [[False, True, False], [True, False, False]])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_checked_runs_merge_as_masks_do_even_with_empty_ones(first, second):
+    size = [1, sum(first) + sum(second) + 1]
+    rles = [{"size": size, "counts": [*runs, size[1] - sum(runs)]} for runs in (first, second)]
+    a, b = (decode_rle(rle) for rle in rles)
+    for operation, intersect in ((a & b, True), (a | b, False)):
+        assert coco_mask.area(coco_mask.merge([check_rle(rle) for rle in rles], intersect)) == operation.sum()
+
+
+def test_compressed_runs_are_checked_without_being_decoded():
+    rle = coco_mask.encode(np.asfortranarray(np.eye(5, dtype=np.uint8)))
+    assert check_rle(rle) == rle
 
 
 @pytest.mark.parametrize(
@@ -58,6 +73,8 @@ def test_uncompressed_runs_go_down_the_columns():
     ],
 )
 def test_bad_rle_is_refused(size, counts):
+    with pytest.raises(DataError):
+        check_rle({"size": size, "counts": counts})
     with pytest.raises(DataError):
         decode_rle({"size": size, "counts": counts})
     with pytest.raises(DataError, match="Not a run-length encoding"):

@@ -4,16 +4,18 @@ Nothing is allocated before its size was checked, nothing in a file is ever exec
 """
 
 from .files import read_json, read_json_lines, read_text, require_file, resolve_under, shown
-from .images import MAX_PIXELS, read_id_map, read_image
-from .masks import decode_rle, polygons_to_mask
+from .images import MAX_PIXELS, read_grey, read_id_map, read_image
+from .masks import check_rle, decode_rle, polygons_to_mask
 from .weights import load_flat_tensors, load_tensors
 
 __all__ = [
     "MAX_PIXELS",
+    "check_rle",
     "decode_rle",
     "load_flat_tensors",
     "load_tensors",
     "polygons_to_mask",
+    "read_grey",
     "read_id_map",
     "read_image",
     "read_json",

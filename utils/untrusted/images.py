@@ -68,22 +68,39 @@ def read_id_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: as `read_image`; also when the file is not an 8-bit RGB PNG, whose ids could not be trusted.
     """
+    rgb = _read_png(
+        path,
+        max_pixels,
+        "RGB",
+        what="The panoptic segmentation has the wrong format.",
+        allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
+        fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
+    ).astype(np.int32)
+    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def read_grey(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an 8-bit grey PNG, whose values are data, to uint8 (height, width).
+
+    Raises:
+        DataError: as `read_image`; also when the file is no such PNG.
+    """
+    what = "The image of grey values has the wrong format."
+    return _read_png(path, max_pixels, "L", what=what, allowed="an 8-bit grey PNG", fix="save it as 8-bit grey PNG")
+
+
+def _read_png(path: str | Path, max_pixels: int, mode: str, *, what: str, allowed: str, fix: str) -> np.ndarray:
+    """Decode a PNG of one mode, uint8; refuse any other, whose values would be converted."""
     try:
         with _open_image(path, max_pixels, ("PNG", "JPEG")) as image:
-            if image.format != "PNG" or image.mode != "RGB":
-                raise DataError(
-                    "The panoptic segmentation has the wrong format.",
-                    where=shown(path),
-                    value=f"{image.format}, mode {image.mode}",
-                    allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
-                    fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
-                )
-            rgb = np.asarray(image, dtype=np.int32)
+            if image.format != "PNG" or image.mode != mode:
+                found = f"{image.format}, mode {image.mode}"
+                raise DataError(what, where=shown(path), value=found, allowed=allowed, fix=fix)
+            return np.array(image)
     except LocapError:
         raise
     except Exception as err:  # as in `read_image`
         raise _undecodable(path, err) from None
-    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
 
 
 def _open_image(path: str | Path, max_pixels: int, formats: Sequence[str]) -> Image.Image:

@@ -20,6 +20,28 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
     Raises:
         DataError: the size is not two positive ints, or the runs are negative or do not add up to it.
     """
+    height, width, runs = _checked_runs(rle, max_pixels)
+    return _fill(runs, height, width)
+
+
+def check_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
+    """Return a COCO run-length encoding as pycocotools takes it: checked, compressed, without empty runs.
+
+    Raises:
+        DataError: as `decode_rle`.
+    """
+    height, width, runs = _checked_runs(rle, max_pixels)
+    if not isinstance(rle["counts"], (str, bytes)) or (runs[1:] == 0).any():  # empty runs make its merging stop early
+        return coco_mask.encode(np.asfortranarray(_fill(runs, height, width), np.uint8))
+    return {"size": [height, width], "counts": rle["counts"]}
+
+
+def _fill(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+
+
+def _checked_runs(rle: Mapping[str, Any], max_pixels: int) -> tuple[int, int, np.ndarray]:
+    """Return height, width and the run lengths, which fill them."""
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
         raise DataError("Not a run-length encoding.", value=rle, allowed='{"size": [height, width], "counts": …}')
     height, width = _checked_size(rle["size"], max_pixels)
@@ -30,7 +52,7 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
             value=f"sum {int(runs.sum())}, smallest {int(runs.min(initial=0))}",
             allowed=f"runs >= 0 that add up to {height} x {width} = {height * width}",
         )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+    return height, width, runs
 
 
 def _checked_size(size: Any, max_pixels: int) -> tuple[int, int]:
