@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .dlc_bench import DlcBench
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
+from .vip_bench import VipBench
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
     "caption_attributes": CaptionAttributes,
+    "vip_bench": VipBench,
+    "dlc_bench": DlcBench,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]

@@ -10,16 +10,20 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import coco_panoptic, dlc_bench, record_file, vip_bench
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "vip_bench": vip_bench.TRUTH,
+    "dlc_bench": dlc_bench.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "vip_bench": vip_bench.PREDICTIONS,
+    "dlc_bench": dlc_bench.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

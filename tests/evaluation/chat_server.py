@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine, as well or ill behaved as a test wants."""
+"""A chat endpoint on this machine, as well or ill behaved as a test wants (fixture ``server``)."""
 
 from __future__ import annotations
 
