@@ -56,6 +56,15 @@ class Category:
     color: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A multiple-choice question about a region: (text, what it is worth) per choice."""
+
+    text: str
+    choices: tuple[tuple[str, float], ...]
+    kind: str = ""  # in the words of the data set
+
+
 @dataclass(slots=True)
 class Region:
     """A piece of an image with any of: geometry, category, texts, scores."""
@@ -72,6 +81,7 @@ class Region:
     phrases: tuple[str, ...] = ()  # a few words each
     expressions: tuple[str, ...] = ()  # refer to this region and to no other of the image
     attributes: Mapping[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
     is_crowd: bool = False
     area: int | None = None
     score: float | None = None
@@ -281,8 +291,17 @@ def _region_from_json(body: Mapping[str, Any]) -> Region:
         body[name] = _texts(body.get(name, []), name)
     for name, length in (("points", 2), ("keypoints", 3)):
         body[name] = _points(body.get(name, []), name, length)
+    body["questions"] = tuple(_question_from_json(item) for item in body.get("questions", []))
     _check_kinds(body)
     return Region(**body)
+
+
+def _question_from_json(body: Mapping[str, Any]) -> Question:
+    choices = tuple(tuple(choice) for choice in body["choices"])
+    _texts([body["text"], body.get("kind", ""), *(text for text, _ in choices)], "the texts of a question")
+    if not all(isinstance(score, (int, float)) and np.isfinite(score) for _, score in choices):
+        raise ValueError(f"the choices of a question must be [text, finite number], got {choices!r}")
+    return Question(**{**body, "choices": choices})
 
 
 def _narrative_from_json(body: Mapping[str, Any]) -> Narrative:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .dlc_bench import DlcBench
 from .muse import MuseQuestions
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .reason_seg import ReasoningSegmentation
 from .referring import ReferringExpressions
 from .results import ImageEvaluator, ProtocolResult, Table
+from .vip_bench import VipBench
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
@@ -17,6 +19,8 @@ EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "referring": ReferringExpressions,
     "reason_seg": ReasoningSegmentation,
     "muse": MuseQuestions,
+    "vip_bench": VipBench,
+    "dlc_bench": DlcBench,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]

@@ -79,9 +79,9 @@ def protocol_options(protocol: str, variant: str | None, pairs: Sequence[str]) -
             close = nearest(name, known)
             raise UsageError(
                 f"The protocol {protocol} has no such option.",
-                value=pair,
+                value=name,  # what stands behind it may be a secret
                 allowed="; ".join(f"{key}=VALUE, {text}" for key, text in known.items()) or "none",
-                fix=f"use {close}={value}" if close else None,
+                fix=f"use {close}=VALUE" if close else None,
             )
         options[name] = value
     return options

@@ -10,7 +10,17 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, expression_masks, muse, muse_annotations, record_file, refcoco, refcoco_mdetr
+from . import (
+    coco_panoptic,
+    dlc_bench,
+    expression_masks,
+    muse,
+    muse_annotations,
+    record_file,
+    refcoco,
+    refcoco_mdetr,
+    vip_bench,
+)
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
@@ -21,6 +31,8 @@ TRUTHS: dict[str, TruthForm] = {
     "expression_masks": expression_masks.TRUTH,
     "muse": muse.TRUTH,
     "muse_annotations": muse_annotations.TRUTH,
+    "vip_bench": vip_bench.TRUTH,
+    "dlc_bench": dlc_bench.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
@@ -28,6 +40,8 @@ PREDICTIONS: dict[str, PredictionForm] = {
     "refcoco": refcoco.PREDICTIONS,
     "expression_masks": expression_masks.PREDICTIONS,
     "muse": muse.PREDICTIONS,
+    "vip_bench": vip_bench.PREDICTIONS,
+    "dlc_bench": dlc_bench.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

@@ -13,6 +13,8 @@ from locap.evaluation import captions
 from locap.evaluation.captions.meteor import Meteor, shared_meteor
 from locap.utils.errors import MissingDependencyError
 
+from .chat_server import server  # noqa: F401 - a fixture
+
 CATEGORIES = (Category(1, "person"), Category(3, "car"), Category(184, "tree", is_thing=False))
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from locap.datasets.records import Record, Region, write_records
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.progress import track
 from locap.evaluation.report import (
     EvaluationReport,
     describe_source,
@@ -18,7 +19,7 @@ from locap.evaluation.report import (
     write_report,
 )
 from locap.evaluation.results import ProtocolResult, Table
-from locap.evaluation.runner import evaluate_stored, track
+from locap.evaluation.runner import evaluate_stored
 from locap.utils.errors import DataError, UsageError
 
 from .conftest import CATEGORIES
@@ -166,7 +167,7 @@ def test_hash_of_the_ground_truth_sees_every_caption(truth):
 
 
 def test_progress_keeps_the_items(monkeypatch):
-    monkeypatch.setattr("locap.evaluation.runner.SHOW_AFTER", -1.0)
+    monkeypatch.setattr("locap.evaluation.progress.SHOW_AFTER", -1.0)
     assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
 
 

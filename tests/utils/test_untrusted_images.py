@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import read_grey, read_id_map, read_image
+from locap.utils.untrusted import read_grey, read_id_map, read_image, read_image_size
 
 RGB = (10, 200, 30)
 
@@ -102,6 +102,18 @@ def test_exif_rotation_is_applied_once(tmp_path, orientation):
     path = save(tmp_path / "a.png", np.ascontiguousarray(STORED[orientation]), exif=exif)
     np.testing.assert_array_equal(read_image(path), UPRIGHT)
     np.testing.assert_array_equal(read_image(path, expected_size=(2, 3)), UPRIGHT)
+    assert read_image_size(path) == (2, 3)
+
+
+def test_a_size_is_read_only_from_images(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not supported"):
+        read_image_size(path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_image_size(tmp_path / "b.png")
+    with pytest.raises(DataError, match="too large"):
+        read_image_size(save(path, UPRIGHT), max_pixels=5)
 
 
 def test_exif_is_ignored_where_the_annotation_was_made_on_the_stored_pixels(tmp_path):

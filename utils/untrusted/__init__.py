@@ -4,7 +4,7 @@ Nothing is allocated before its size was checked, nothing in a file is ever exec
 """
 
 from .files import read_json, read_json_lines, read_text, require_file, resolve_under, shown
-from .images import MAX_PIXELS, read_grey, read_id_map, read_image
+from .images import MAX_PIXELS, read_grey, read_id_map, read_image, read_image_size
 from .masks import check_rle, decode_rle, polygons_to_mask
 from .weights import load_flat_tensors, load_tensors
 
@@ -18,6 +18,7 @@ __all__ = [
     "read_grey",
     "read_id_map",
     "read_image",
+    "read_image_size",
     "read_json",
     "read_json_lines",
     "read_text",

@@ -62,6 +62,22 @@ def read_image(
         raise _undecodable(path, err) from None
 
 
+def read_image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (height, width) of the upright picture that `read_image` decodes, from the file's header.
+
+    Raises:
+        DataError: missing, corrupt, too large, or of another format.
+    """
+    try:
+        with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
+            turned = _orientation(image) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(path, err) from None
+
+
 def read_id_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a panoptic PNG to int32 (height, width), id = R + 256 G + 65536 B; 0 is void.
 
@@ -145,16 +161,22 @@ def _undecodable(path: str | Path, err: Exception) -> DataError:
 
 def _upright(image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Image:
     image.load()
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF in a good image: the pixels stand as they are stored
-        return image
+    orientation = _orientation(image)
     if orientation not in _TRANSPOSE:
         return image
     stored, swapped = (image.height, image.width), (image.width, image.height)
     if orientation >= 5 and expected_size is not None and stored == tuple(expected_size) != swapped:
         return image
     return image.transpose(_TRANSPOSE[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where there is none that means anything."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF in a good image: the pixels stand as they are stored
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
