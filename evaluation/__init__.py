@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .image_captioning import ImageCaptioning
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
+from .region_captioning import RegionCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
+    "image_captioning": ImageCaptioning,
+    "region_captioning": RegionCaptioning,
     "caption_attributes": CaptionAttributes,
 }
 

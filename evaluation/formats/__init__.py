@@ -10,16 +10,19 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import coco_captions, coco_panoptic, glamm_regions, record_file
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "coco_captions": coco_captions.TRUTH,
+    "glamm_regions": glamm_regions.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "coco_captions": coco_captions.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,8 @@ def test_hash_of_the_ground_truth_sees_every_caption(truth):
     before = describe_source("t", truth).sha256
     truth[2].regions[0].captions = ("another",)
     assert describe_source("t", truth).sha256 != before
+    for change in ({"captions": ("a",)}, {"regions": [replace(truth[2].regions[0], expressions=("a",))]}):
+        assert describe_source("t", [replace(truth[2], **change)]).sha256 != describe_source("t", truth[2:]).sha256
 
 
 def test_progress_keeps_the_items(monkeypatch):
