@@ -6,7 +6,8 @@ comparable, and of a single item it is 0. On request SPICE, and METEOR as NLTK h
 
 An item without a caption, or with blank captions only, in the ground truth is counted (``truth_without_caption``) and
 left out. Blank captions beside others stay, as in COCO-caption: they match nothing. A candidate that is missing or
-blank (``predicted_without_caption``) or has no word after tokenisation (``predicted_without_word``) scores 0.
+blank (``predicted_without_caption``) scores 0, and so does one without a letter or digit (``predicted_without_word``),
+unless the ground truth has the same signs: "?!" is one token, single signs are dropped.
 """
 
 from __future__ import annotations
@@ -92,6 +93,10 @@ def has_caption(texts: Sequence[str]) -> bool:
     return any(text.strip() for text in texts)
 
 
+def _has_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
 def add_caption_figures(
     result: ProtocolResult, items: Sequence[CaptionItem], id_columns: Sequence[str], extra: Sequence[str] = ()
 ) -> None:
@@ -110,8 +115,8 @@ def add_caption_figures(
         "captions": len(scored),
         "truth_without_caption": len(items) - len(scored),
         "predicted_without_caption": blank,
-        "predicted_without_word": sum(not words for words in tokens.candidates) - blank,
-        "truth_without_word": sum(not any(group) for group in tokens.references),
+        "predicted_without_word": sum(not _has_word(text) for text in tokens.candidates) - blank,
+        "truth_without_word": sum(not any(map(_has_word, group)) for group in tokens.references),
     }
     if not scored:
         result.undefined |= dict.fromkeys((*CAPTION_METRICS, *extra), "the ground truth has no caption")

@@ -109,7 +109,7 @@ def write_regions_csv(path: str | Path, result: ProtocolResult) -> Path | None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(result.regions.columns)
     writer.writerows(result.regions.rows)
-    return write_text(path, buffer.getvalue())
+    return write_text(path, buffer.getvalue().encode("utf-8", "replace").decode())  # JSON may hold half characters
 
 
 def print_results(results: Sequence[ProtocolResult], console: Console | None = None, *, tables: bool = False) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import math
 import os
 import queue
 import subprocess
@@ -32,7 +31,7 @@ from . import java
 START_TIMEOUT = 300.0  # seconds until the first answer; loading the paraphrase table takes about 10 on a quiet machine
 ANSWER_TIMEOUT = 120.0  # seconds between two answers
 MEMORY = 500_000  # pairs remembered, about 200 MB
-PAIRS_PER_PROCESS = 20_000  # scored in about twice the time that another process takes to start
+PAIRS_PER_PROCESS = 20_000  # the least a process is started for: about 17 seconds of work, after 10 to start
 BYTES_PER_PROCESS = 2_500_000_000
 
 
@@ -47,8 +46,9 @@ class MeteorScores:
 class Meteor:
     """METEOR 1.5 with a memory: identical pairs are scored once, also over several calls.
 
-    The first process starts at the first use and ends with the program. Only a call with more than `PAIRS_PER_PROCESS`
-    new pairs gets further processes, for its own duration; which process scores a pair does not change its score.
+    The first process starts at the first use and ends with the program. Only a call with so many new pairs that
+    several processes get `PAIRS_PER_PROCESS` each has more than one, for its own duration; which process scores a pair
+    does not change its score.
 
     Args:
         processes: the most to run at a time; by default as many as there are cores and free memory for.
@@ -120,7 +120,7 @@ class Meteor:
                 process.stop()
 
     def _count_processes(self, pairs: int) -> int:
-        wanted = max(1, math.ceil(pairs / PAIRS_PER_PROCESS))
+        wanted = max(1, pairs // PAIRS_PER_PROCESS)
         if wanted == 1 or self.processes is not None:
             return min(wanted, self.processes or 1)
         return max(1, min(wanted, java.count_cores(), java.free_memory() // BYTES_PER_PROCESS))

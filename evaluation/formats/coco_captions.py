@@ -4,9 +4,9 @@ Ground truth: ``{"images": [{"id", "height", "width"}], "annotations": [{"image_
 their size, which is then 0 x 0, and the list of images may be absent. Results: ``[{"image_id", "caption"}]``, once per
 image. Images for which the ground truth has no caption need no result.
 
-The same list holds the captions of given regions, for ground truth with regions: ``{"id", "caption"}`` names a region
-by an id that is unique in the ground truth, with ``image_id`` by its id in that image; ``image_id`` alone names the
-only region of that image.
+The same list holds the captions of given regions, for ground truth whose regions have texts: ``{"id", "caption"}``
+names a region by an id that is unique in the ground truth, with ``image_id`` by its id in that image; ``image_id``
+alone names the only region of that image, unless the ground truth has captions of whole images.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
     Raises:
         DataError: an item lacks a field, or names no image or region of the ground truth, or none unmistakably.
     """
-    if any(record.regions for record in truth):
+    if _is_of_regions(document, truth):
         return _read_regions(path, document, truth)
     known = {record.image_id: record for record in truth}
     records = []
@@ -90,6 +90,12 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
     given = {record.image_id for record in records}
     needless = (record for record in truth if record.image_id not in given and not record.captions)
     return records + [Record(record.image_id, record.height, record.width) for record in needless]
+
+
+def _is_of_regions(document: Any, truth: list[Record]) -> bool:
+    """Return whether the results are of regions: the truth's regions have texts, and only they or ids are named."""
+    worded = any(region.captions or region.expressions for record in truth for region in record.regions)
+    return worded and ("id" in first_item(document) or not any(record.captions for record in truth))
 
 
 def _read_regions(path: Path, document: Any, truth: list[Record]) -> list[Record]:
