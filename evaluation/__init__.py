@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from .attributes import CaptionAttributes
 from .dlc_bench import DlcBench
+from .image_captioning import ImageCaptioning
 from .muse import MuseQuestions
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .reason_seg import ReasoningSegmentation
 from .referring import ReferringExpressions
+from .region_captioning import RegionCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
 from .vip_bench import VipBench
 
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
+    "image_captioning": ImageCaptioning,
+    "region_captioning": RegionCaptioning,
     "caption_attributes": CaptionAttributes,
     "referring": ReferringExpressions,
     "reason_seg": ReasoningSegmentation,

@@ -63,12 +63,14 @@ def describe_source(name: str, records: Iterable[Record], file: str | Path | Non
     for record in records:
         images, regions = images + 1, regions + len(record.regions)
         body = [record.image_id, record.height, record.width, [_region_facts(region) for region in record.regions]]
+        body += [list(record.captions)] if record.captions else []
         digest.update(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return Source(name, images, regions, hash_file(file) if file is not None else digest.hexdigest())
 
 
 def _region_facts(region: Any) -> list[Any]:
-    return [region.id, region.category_id, region.is_crowd, region.area, list(region.captions), region.score]
+    facts = [region.id, region.category_id, region.is_crowd, region.area, list(region.captions), region.score]
+    return facts + ([list(region.expressions)] if region.expressions else [])
 
 
 def hash_file(path: str | Path) -> str:
@@ -107,7 +109,7 @@ def write_regions_csv(path: str | Path, result: ProtocolResult) -> Path | None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(result.regions.columns)
     writer.writerows(result.regions.rows)
-    return write_text(path, buffer.getvalue())
+    return write_text(path, buffer.getvalue().encode("utf-8", "replace").decode())  # JSON may hold half characters
 
 
 def print_results(results: Sequence[ProtocolResult], console: Console | None = None, *, tables: bool = False) -> None:

@@ -11,9 +11,11 @@ from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
 from . import (
+    coco_captions,
     coco_panoptic,
     dlc_bench,
     expression_masks,
+    glamm_regions,
     muse,
     muse_annotations,
     record_file,
@@ -33,6 +35,8 @@ TRUTHS: dict[str, TruthForm] = {
     "muse_annotations": muse_annotations.TRUTH,
     "vip_bench": vip_bench.TRUTH,
     "dlc_bench": dlc_bench.TRUTH,
+    "coco_captions": coco_captions.TRUTH,
+    "glamm_regions": glamm_regions.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
@@ -42,6 +46,7 @@ PREDICTIONS: dict[str, PredictionForm] = {
     "muse": muse.PREDICTIONS,
     "vip_bench": vip_bench.PREDICTIONS,
     "dlc_bench": dlc_bench.PREDICTIONS,
+    "coco_captions": coco_captions.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

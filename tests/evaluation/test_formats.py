@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_unknown_protocol_names_the_nearest(truth, images):
 
 def test_result_file_table_and_csv(tmp_path, truth):
     result = ProtocolResult("panoptic", "standard", {"pq": 0.5, "cider": 2.0}, counts={"images": 3})
-    result.regions = Table(("image_id", "prediction"), [(1, 'a "dog", sitting'), (2, None)])
+    result.regions = Table(("image_id", "prediction"), [(1, 'a "dog", sitting'), (2, None), (3, "\ud83d")])
     source = describe_source("truth", truth)
     report = EvaluationReport([result], source, source, seconds=1.5, decoding={"beam_size": 1}, seed=3)
     body = json.loads(write_report(tmp_path / "result.json", report).read_text())
@@ -150,7 +151,7 @@ def test_result_file_table_and_csv(tmp_path, truth):
     assert {"locap", "numpy", "python"} <= set(body["versions"])
     assert "regions" not in body["results"][0]
     text = write_regions_csv(tmp_path / "regions.csv", result).read_text()
-    assert text == 'image_id,prediction\n1,"a ""dog"", sitting"\n2,\n'
+    assert text == 'image_id,prediction\n1,"a ""dog"", sitting"\n2,\n3,?\n'
     console = Console(record=True, width=100)
     result.unavailable["meteor"] = "METEOR not computed: Java is missing"
     print_results([result], console, tables=True)
@@ -164,6 +165,8 @@ def test_hash_of_the_ground_truth_sees_every_caption(truth):
     before = describe_source("t", truth).sha256
     truth[2].regions[0].captions = ("another",)
     assert describe_source("t", truth).sha256 != before
+    for change in ({"captions": ("a",)}, {"regions": [replace(truth[2].regions[0], expressions=("a",))]}):
+        assert describe_source("t", [replace(truth[2], **change)]).sha256 != describe_source("t", truth[2:]).sha256
 
 
 def test_progress_keeps_the_items(monkeypatch):
