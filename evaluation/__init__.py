@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .dense_captioning import DenseCaptioning
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
@@ -10,6 +11,7 @@ from .results import ImageEvaluator, ProtocolResult, Table
 EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
+    "dense_captioning": DenseCaptioning,
     "caption_attributes": CaptionAttributes,
 }
 

@@ -10,16 +10,21 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import coco_panoptic, record_file, vg
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "vg_regions": vg.TRUTH,
+    "visual_genome": vg.RAW_TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "grit_results": vg.GRIT,
+    "grit_results_by_logit": vg.GRIT_BY_LOGIT,
+    "vg_results": vg.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

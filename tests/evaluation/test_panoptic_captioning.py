@@ -8,10 +8,11 @@ import pytest
 
 from locap.datasets.records import Record, Region
 from locap.evaluation import captions
+from locap.evaluation.assignment import NOTHING
 from locap.evaluation.captions import java, ptb
 from locap.evaluation.captions.meteor import Meteor
 from locap.evaluation.formats import load_ground_truth, load_predictions
-from locap.evaluation.panoptic_captioning import NO_SEGMENT, PanopticCaptioning, take_segments
+from locap.evaluation.panoptic_captioning import PanopticCaptioning, take_segments
 from locap.evaluation.panoptic_captioning_upstream import character_meteor
 from locap.utils.errors import DataError, MissingDependencyError, UsageError
 
@@ -81,11 +82,11 @@ class TestStandard:
         }
         taken = take_segments(image)
         assert taken.tolist() == [
-            [NO_SEGMENT, 0, 1],
-            [0, NO_SEGMENT, 1],
-            [0, NO_SEGMENT, NO_SEGMENT],
-            [0, NO_SEGMENT, NO_SEGMENT],
-            [NO_SEGMENT] * 3,
+            [NOTHING, 0, 1],
+            [0, NOTHING, 1],
+            [0, NOTHING, NOTHING],
+            [0, NOTHING, NOTHING],
+            [NOTHING] * 3,
         ]
 
     def test_segments_without_caption_are_counted_and_left_out(self, meteor, pix2cap_image):
