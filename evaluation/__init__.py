@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attributes import CaptionAttributes
 from .dense_captioning import DenseCaptioning
+from .narrative_trace import NarrativeTrace
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
@@ -12,6 +13,7 @@ EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
     "dense_captioning": DenseCaptioning,
+    "narrative_trace": NarrativeTrace,
     "caption_attributes": CaptionAttributes,
 }
 
