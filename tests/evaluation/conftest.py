@@ -61,11 +61,11 @@ def pix2cap_image() -> tuple[Record, Record]:
 
 
 @pytest.fixture
-def make_images() -> Callable[[int], list[tuple[Record, Record]]]:
+def make_images() -> Callable[..., list[tuple[Record, Record]]]:
     """Random truths and predictions that resemble them."""
 
-    def make(count: int) -> list[tuple[Record, Record]]:
-        return [_image(np.random.default_rng(seed), seed) for seed in range(count)]
+    def make(count: int, first: int = 0) -> list[tuple[Record, Record]]:
+        return [_image(np.random.default_rng(seed), seed) for seed in range(first, first + count)]
 
     return make
 
