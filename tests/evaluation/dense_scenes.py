@@ -5,8 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from locap.datasets.records import Record, Region
+from locap.evaluation.dense_captioning import DenseCaptioning
 
 WORDS = ("red", "blue", "dog", "cat", "sits", "on", "the", "big", "table", "near", "grass", "a")
+
+
+def evaluate(images, variant="standard", **options):
+    evaluator = DenseCaptioning((), variant=variant, image_order=[truth.image_id for truth, _ in images], **options)
+    for truth, predicted in images:
+        evaluator.update(truth, predicted)
+    return evaluator.compute()
+
+
+def breakdown(result):
+    return {row[:2]: row[2] for row in result.tables["average_precision"].rows}
+
+
+def detection(box, score=0.5, caption="a red dog", region_id=1):
+    return Region(region_id, 1, box_xyxy=box, captions=(caption,), score=score)
+
+
+def one_image(truth, predicted, height=100, width=100):
+    return [(Record(1, height, width, regions=truth), Record(1, height, width, regions=predicted))]
 
 
 def dense_images(count: int, seed: int = 0) -> list[tuple[Record, Record]]:
