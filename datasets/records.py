@@ -305,9 +305,17 @@ def _question_from_json(body: Mapping[str, Any]) -> Question:
 
 
 def _narrative_from_json(body: Mapping[str, Any]) -> Narrative:
-    words = tuple(TimedWord(**word) for word in body.get("words", []))
+    words = tuple(_word_from_json(word) for word in body.get("words", []))
     traces = tuple(_points(stroke, "a stroke of traces", 3) for stroke in body.get("traces", []))
-    return Narrative(body["caption"], words, traces)
+    return Narrative(*_texts([body["caption"]], "caption"), words, traces)
+
+
+def _word_from_json(body: Mapping[str, Any]) -> TimedWord:
+    word = TimedWord(**body)
+    times = (word.start, word.end)
+    if not all(isinstance(t, (int, float)) and not isinstance(t, bool) and np.isfinite(t) for t in times):
+        raise ValueError(f"start and end of a word must be finite numbers, got {times}")
+    return TimedWord(*_texts([word.text], "text"), *times)
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .dense_captioning import DenseCaptioning
 from .dlc_bench import DlcBench
 from .image_captioning import ImageCaptioning
 from .muse import MuseQuestions
+from .narrative_trace import NarrativeTrace
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .reason_seg import ReasoningSegmentation
@@ -19,6 +21,8 @@ EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic_captioning": PanopticCaptioning,
     "image_captioning": ImageCaptioning,
     "region_captioning": RegionCaptioning,
+    "dense_captioning": DenseCaptioning,
+    "narrative_trace": NarrativeTrace,
     "caption_attributes": CaptionAttributes,
     "referring": ReferringExpressions,
     "reason_seg": ReasoningSegmentation,

@@ -21,6 +21,7 @@ from . import (
     record_file,
     refcoco,
     refcoco_mdetr,
+    vg,
     vip_bench,
 )
 from .form import PredictionForm, TruthForm
@@ -37,6 +38,8 @@ TRUTHS: dict[str, TruthForm] = {
     "dlc_bench": dlc_bench.TRUTH,
     "coco_captions": coco_captions.TRUTH,
     "glamm_regions": glamm_regions.TRUTH,
+    "vg_regions": vg.TRUTH,
+    "visual_genome": vg.RAW_TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
@@ -47,6 +50,9 @@ PREDICTIONS: dict[str, PredictionForm] = {
     "vip_bench": vip_bench.PREDICTIONS,
     "dlc_bench": dlc_bench.PREDICTIONS,
     "coco_captions": coco_captions.PREDICTIONS,
+    "grit_results": vg.GRIT,
+    "grit_results_by_logit": vg.GRIT_BY_LOGIT,
+    "vg_results": vg.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

@@ -19,9 +19,11 @@ from .form import Truth, TruthForm, get
 
 
 def recognises(document: Any) -> bool:
-    """Return whether the first annotations are boxes with a caption under their image's id."""
-    items = document.get("annotations") if isinstance(document, dict) else None
-    first = items[:2] if isinstance(items, list) else []
+    """Return whether every image has one annotation and the first are boxes with a caption under their image's id."""
+    lists = [document.get(key) for key in ("images", "annotations")] if isinstance(document, dict) else []
+    if not lists or not all(isinstance(items, list) for items in lists) or len(lists[0]) != len(lists[1]):
+        return False
+    first = lists[1][:2]
     return bool(first) and all(
         isinstance(item, dict) and {"id", "bbox", "caption"} <= item.keys() and item["id"] == item.get("image_id")
         for item in first

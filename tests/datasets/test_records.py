@@ -157,6 +157,12 @@ def test_malformed_references_to_soft_masks_are_refused(change):
         ({"regions": 5}, "Not a record"),
         ({"narratives": [{}]}, "'caption' is missing"),
         ({"narratives": [{"caption": "x", "words": [{"text": "a"}]}]}, "missing 2 required positional arguments"),
+        ({"narratives": [{"caption": 3}]}, "caption must be a list of texts"),
+        (
+            {"narratives": [{"caption": "x", "words": [{"text": "a", "start": "0", "end": 1}]}]},
+            "start and end of a word must be finite numbers, got ('0', 1)",
+        ),
+        ({"narratives": [{"caption": "x", "words": [{"text": 1, "start": 0, "end": 1}]}]}, "text must be a list"),
         ({"conversations": [[{"text": "x"}]]}, "missing 1 required positional argument: 'role'"),
     ],
 )

@@ -151,7 +151,7 @@ def test_glamm_file_is_scored_by_its_own_protocol(write, meteor):
 def test_malformed_glamm_files_name_their_place(write, change, message):
     item = {"id": 8, "image_id": 8, "bbox": [1, 1, 2, 2], "caption": "a"} | change
     with pytest.raises(DataError, match=message):
-        load_ground_truth(write(GLAMM | {"annotations": [*GLAMM["annotations"], item]}))
+        load_ground_truth(write(GLAMM | {"annotations": [*GLAMM["annotations"], item]}), form="glamm_regions")
 
 
 def test_forms_do_not_overlap():
