@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attributes import CaptionAttributes
+from .coco_ap import BoxAveragePrecision, KeypointAveragePrecision, MaskAveragePrecision
 from .panoptic import PanopticQuality
 from .panoptic_captioning import PanopticCaptioning
 from .results import ImageEvaluator, ProtocolResult, Table
@@ -11,6 +12,9 @@ EVALUATORS: dict[str, type[ImageEvaluator]] = {
     "panoptic": PanopticQuality,
     "panoptic_captioning": PanopticCaptioning,
     "caption_attributes": CaptionAttributes,
+    "detection": BoxAveragePrecision,
+    "instances": MaskAveragePrecision,
+    "keypoints": KeypointAveragePrecision,
 }
 
 __all__ = ["EVALUATORS", "ImageEvaluator", "ProtocolResult", "Table"]

@@ -10,16 +10,18 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import coco_detection, coco_panoptic, record_file
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "coco_detection": coco_detection.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "coco_detection": coco_detection.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import decode_rle, polygons_to_mask
+from locap.utils.untrusted import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 
 
 @settings(max_examples=100, deadline=None)
@@ -80,6 +80,20 @@ def test_polygons_fill():
     assert mask[1:4, 1:5].all()
     assert mask[:, :6].sum() == 12
     assert mask[:, 6:].any()
+
+
+def test_polygons_and_runs_in_text_form_are_the_same_pixels():
+    polygons = [[1, 1, 5, 1, 5, 4, 1, 4], [6.0, 0, 8, 0, 8, 2]]
+    mask = polygons_to_mask(polygons, 6, 8)
+    text = polygons_to_rle(polygons, 6, 8)
+    assert isinstance(text["counts"], str)
+    assert np.array_equal(decode_rle(text), mask)
+    size, runs = rle_runs(text)
+    assert (size, int(runs[1::2].sum())) == ((6, 8), int(mask.sum()))
+    assert compressed_rle({"size": [6, 8], "counts": runs.tolist()}) == text
+    assert compressed_rle({"size": [6, 8], "counts": text["counts"].encode()}) == text
+    with pytest.raises(DataError, match="do not fill"):
+        compressed_rle({"size": [6, 9], "counts": text["counts"]})
 
 
 def test_far_points_are_clipped_not_fatal():

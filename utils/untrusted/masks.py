@@ -18,6 +18,16 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
     """Decode a COCO run-length encoding, compressed (str, bytes) or not (list of ints), to bool (height, width).
 
     Raises:
+        DataError: as `rle_runs`.
+    """
+    size, runs = rle_runs(rle, max_pixels=max_pixels)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+
+
+def rle_runs(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], np.ndarray]:
+    """Return ((height, width), run lengths int64) of a COCO run-length encoding: down the columns, first a run of 0.
+
+    Raises:
         DataError: the size is not two positive ints, or the runs are negative or do not add up to it.
     """
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
@@ -30,7 +40,7 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
             value=f"sum {int(runs.sum())}, smallest {int(runs.min(initial=0))}",
             allowed=f"runs >= 0 that add up to {height} x {width} = {height * width}",
         )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+    return (height, width), runs
 
 
 def _checked_size(size: Any, max_pixels: int) -> tuple[int, int]:
@@ -83,6 +93,23 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
     Raises:
         DataError: no polygon, fewer than 3 points, an odd number of values, NaN or infinity, too many points.
     """
+    return coco_mask.decode(_merged_polygons(polygons, height, width)).astype(bool)
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+    """Fill COCO polygons as `polygons_to_mask`, to a compressed run-length encoding; no pixel is drawn."""
+    return _as_text(_merged_polygons(polygons, height, width))
+
+
+def compressed_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
+    """Return a run-length encoding, checked as `rle_runs` checks it, in COCO's text form."""
+    (height, width), runs = rle_runs(rle, max_pixels=max_pixels)
+    if isinstance(rle["counts"], (str, bytes)):
+        return _as_text({"size": (height, width), "counts": rle["counts"]})
+    return _as_text(coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
+
+
+def _merged_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Mapping[str, Any]:
     _checked_size((height, width), MAX_PIXELS)
     if not isinstance(polygons, (list, tuple)) or not polygons:
         raise DataError("A region has no polygon.", value=polygons, allowed="a list of [x0, y0, x1, y1, …]")
@@ -92,7 +119,15 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
             "A region's polygons have too many points.", value=points // 2, allowed=f"up to {MAX_POLYGON_POINTS}"
         )
     flat = [_checked_polygon(polygon, height, width) for polygon in polygons]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))).astype(bool)
+    return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+
+
+def _as_text(rle: Mapping[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
 
 
 def _checked_polygon(polygon: Sequence[float], height: int, width: int) -> list[float]:
