@@ -75,6 +75,7 @@ class Region:
     ignore: Rle | None = None  # pixels left out of every score
     logits: Mapping[str, Any] | None = None  # a soft mask, see above
     box_xyxy: tuple[float, float, float, float] | None = None
+    box_size: tuple[float, float] | None = None  # (width, height) that a file states, where x1 - x0 rounds differently
     points: tuple[tuple[float, float], ...] = ()
     keypoints: tuple[tuple[float, float, int], ...] = ()  # (x, y, visibility 0 | 1 | 2)
     captions: tuple[str, ...] = ()  # interchangeable sentences
@@ -83,7 +84,7 @@ class Region:
     attributes: Mapping[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
     is_crowd: bool = False
-    area: int | None = None
+    area: float | None = None
     score: float | None = None
     caption_score: float | None = None  # mean log-probability per generated token
 
@@ -287,6 +288,10 @@ def _region_from_json(body: Mapping[str, Any]) -> Region:
         if len(box) != 4 or not np.isfinite(box).all():
             raise ValueError(f"box_xyxy must be four finite numbers, got {box}")
         body["box_xyxy"] = tuple(float(side) for side in box)
+    if (size := body.pop("box_size", None)) is not None:
+        if len(size) != 2 or not np.isfinite(size).all():
+            raise ValueError(f"box_size must be two finite numbers, got {size}")
+        body["box_size"] = tuple(float(side) for side in size)
     for name in ("captions", "phrases", "expressions"):
         body[name] = _texts(body.get(name, []), name)
     for name, length in (("points", 2), ("keypoints", 3)):

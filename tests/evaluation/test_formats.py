@@ -123,7 +123,7 @@ def test_malformed_annotations_name_their_place(tmp_path, truth, body, message):
     ("content", "message"),
     [
         (b'{"annotations": [{"image_id": NaN}]}', "NaN"),
-        (b"[]", r"no known form of predictions(.|\n)*coco_panoptic"),
+        (b"[{}]", r"no known form of predictions(.|\n)*coco_panoptic"),
         (b'{"annotations": "\xff"}', "(?i)utf-8"),
     ],
 )

@@ -18,30 +18,17 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
     """Decode a COCO run-length encoding, compressed (str, bytes) or not (list of ints), to bool (height, width).
 
     Raises:
-        DataError: the size is not two positive ints, or the runs are negative or do not add up to it.
+        DataError: as `rle_runs`.
     """
-    height, width, runs = _checked_runs(rle, max_pixels)
-    return _fill(runs, height, width)
+    return _filled(*rle_runs(rle, max_pixels=max_pixels))
 
 
-def check_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
-    """Return a COCO run-length encoding as pycocotools takes it: checked, compressed, without empty runs.
+def rle_runs(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], np.ndarray]:
+    """Return ((height, width), run lengths int64) of a COCO run-length encoding: down the columns, first a run of 0.
 
     Raises:
-        DataError: as `decode_rle`.
+        DataError: the size is not two positive ints, or the runs are negative or do not add up to it.
     """
-    height, width, runs = _checked_runs(rle, max_pixels)
-    if not isinstance(rle["counts"], (str, bytes)) or (runs[1:] == 0).any():  # empty runs make its merging stop early
-        return coco_mask.encode(np.asfortranarray(_fill(runs, height, width), np.uint8))
-    return {"size": [height, width], "counts": rle["counts"]}
-
-
-def _fill(runs: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
-
-
-def _checked_runs(rle: Mapping[str, Any], max_pixels: int) -> tuple[int, int, np.ndarray]:
-    """Return height, width and the run lengths, which fill them."""
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
         raise DataError("Not a run-length encoding.", value=rle, allowed='{"size": [height, width], "counts": …}')
     height, width = _checked_size(rle["size"], max_pixels)
@@ -52,7 +39,7 @@ def _checked_runs(rle: Mapping[str, Any], max_pixels: int) -> tuple[int, int, np
             value=f"sum {int(runs.sum())}, smallest {int(runs.min(initial=0))}",
             allowed=f"runs >= 0 that add up to {height} x {width} = {height * width}",
         )
-    return height, width, runs
+    return (height, width), runs
 
 
 def _checked_size(size: Any, max_pixels: int) -> tuple[int, int]:
@@ -105,6 +92,33 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
     Raises:
         DataError: no polygon, fewer than 3 points, an odd number of values, NaN or infinity, too many points.
     """
+    return coco_mask.decode(_merged_polygons(polygons, height, width)).astype(bool)
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+    """Fill COCO polygons as `polygons_to_mask`, to a compressed run-length encoding; no pixel is drawn."""
+    return _as_text(_merged_polygons(polygons, height, width))
+
+
+def compressed_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
+    """Return a run-length encoding in COCO's text form, fit for pycocotools: checked, without empty runs.
+
+    Raises:
+        DataError: as `rle_runs`.
+    """
+    size, runs = rle_runs(rle, max_pixels=max_pixels)
+    if (runs[1:] == 0).any():  # they make its merging stop early
+        return _as_text(coco_mask.encode(np.asfortranarray(_filled(size, runs), np.uint8)))
+    if isinstance(rle["counts"], (str, bytes)):
+        return _as_text({"size": size, "counts": rle["counts"]})
+    return _as_text(coco_mask.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size))
+
+
+def _filled(size: tuple[int, int], runs: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+
+
+def _merged_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Mapping[str, Any]:
     _checked_size((height, width), MAX_PIXELS)
     if not isinstance(polygons, (list, tuple)) or not polygons:
         raise DataError("A region has no polygon.", value=polygons, allowed="a list of [x0, y0, x1, y1, …]")
@@ -114,7 +128,15 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
             "A region's polygons have too many points.", value=points // 2, allowed=f"up to {MAX_POLYGON_POINTS}"
         )
     flat = [_checked_polygon(polygon, height, width) for polygon in polygons]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))).astype(bool)
+    return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+
+
+def _as_text(rle: Mapping[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
 
 
 def _checked_polygon(polygon: Sequence[float], height: int, width: int) -> list[float]:
