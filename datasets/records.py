@@ -5,6 +5,8 @@ Conventions
     points      (x, y), absolute pixels
     masks       COCO run-length encoding ``{"size": [height, width], "counts": str}``, set pixels belong to the region;
                 or, for panoptic data, the pixels of the record's id map that equal ``Region.id``
+    logits      one of several soft masks stacked from top to bottom in an 8-bit grey PNG, positive inside the region:
+                ``{"file": path, "index": which from 0, "count": how many}``, logit = (value - 128) / 8
     id map      int32 (height, width), 0 = no region
     categories  ``category_id`` is the id of the dataset, not a contiguous index
 
@@ -36,7 +38,7 @@ MORE_REGIONS = ("instances", "semantic")  # lists of a record beside ``regions``
 _KINDS: dict[str, tuple[tuple[type, ...], bool]] = {  # single values of records and regions in JSON: types, may be null
     **dict.fromkeys(("id", "height", "width"), ((int,), False)),
     **dict.fromkeys(("score", "caption_score", "area"), ((int, float), True)),
-    **dict.fromkeys(("mask", "attributes"), ((dict,), True)),
+    **dict.fromkeys(("mask", "ignore", "logits", "attributes"), ((dict,), True)),
     **dict.fromkeys(("image", "id_map"), ((str,), True)),
     "image_id": ((int, str), False),
     "category_id": ((int,), True),
@@ -54,6 +56,15 @@ class Category:
     color: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A multiple-choice question about a region: (text, what it is worth) per choice."""
+
+    text: str
+    choices: tuple[tuple[str, float], ...]
+    kind: str = ""  # in the words of the data set
+
+
 @dataclass(slots=True)
 class Region:
     """A piece of an image with any of: geometry, category, texts, scores."""
@@ -61,15 +72,19 @@ class Region:
     id: int = 0
     category_id: int | None = None
     mask: Rle | None = None
+    ignore: Rle | None = None  # pixels left out of every score
+    logits: Mapping[str, Any] | None = None  # a soft mask, see above
     box_xyxy: tuple[float, float, float, float] | None = None
+    box_size: tuple[float, float] | None = None  # (width, height) that a file states, where x1 - x0 rounds differently
     points: tuple[tuple[float, float], ...] = ()
     keypoints: tuple[tuple[float, float, int], ...] = ()  # (x, y, visibility 0 | 1 | 2)
     captions: tuple[str, ...] = ()  # interchangeable sentences
     phrases: tuple[str, ...] = ()  # a few words each
     expressions: tuple[str, ...] = ()  # refer to this region and to no other of the image
     attributes: Mapping[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
     is_crowd: bool = False
-    area: int | None = None
+    area: float | None = None
     score: float | None = None
     caption_score: float | None = None  # mean log-probability per generated token
 
@@ -142,6 +157,33 @@ class Record:
         if region.mask is not None:
             return decode_mask(region.mask)
         return self.read_id_map() == region.id
+
+
+def read_logits(regions: Sequence[Region], height: int, width: int) -> list[np.ndarray]:
+    """Return the soft masks of regions that have them, float32 (height, width) each; every file is decoded once.
+
+    Raises:
+        DataError: a reference is malformed, or its file is missing or of another size.
+    """
+    stacks: dict[str, np.ndarray] = {}
+    return [_one_of_stack(region.logits or {}, stacks, height, width) for region in regions]
+
+
+def _one_of_stack(reference: Mapping[str, Any], stacks: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
+    path, index, count = (reference.get(key) for key in ("file", "index", "count"))
+    if not isinstance(path, str) or type(index) is not int or type(count) is not int or not 0 <= index < count:
+        allowed = '{"file": path, "index": from 0, "count": more than index}'
+        raise DataError("Not a soft mask.", value=dict(reference), allowed=allowed)
+    if path not in stacks:
+        stacks[path] = untrusted.read_grey(path)
+    if stacks[path].shape != (count * height, width):
+        raise DataError(
+            "The soft masks do not fill their file.",
+            where=untrusted.shown(path),
+            value=f"height {stacks[path].shape[0]}, width {stacks[path].shape[1]}",
+            allowed=f"{count} x {height} rows of {width}",
+        )
+    return (stacks[path][index * height : (index + 1) * height].astype(np.float32) - 128) / 8
 
 
 def encode_mask(mask: np.ndarray) -> Rle:
@@ -246,18 +288,39 @@ def _region_from_json(body: Mapping[str, Any]) -> Region:
         if len(box) != 4 or not np.isfinite(box).all():
             raise ValueError(f"box_xyxy must be four finite numbers, got {box}")
         body["box_xyxy"] = tuple(float(side) for side in box)
+    if (size := body.pop("box_size", None)) is not None:
+        if len(size) != 2 or not np.isfinite(size).all():
+            raise ValueError(f"box_size must be two finite numbers, got {size}")
+        body["box_size"] = tuple(float(side) for side in size)
     for name in ("captions", "phrases", "expressions"):
         body[name] = _texts(body.get(name, []), name)
     for name, length in (("points", 2), ("keypoints", 3)):
         body[name] = _points(body.get(name, []), name, length)
+    body["questions"] = tuple(_question_from_json(item) for item in body.get("questions", []))
     _check_kinds(body)
     return Region(**body)
 
 
+def _question_from_json(body: Mapping[str, Any]) -> Question:
+    choices = tuple(tuple(choice) for choice in body["choices"])
+    _texts([body["text"], body.get("kind", ""), *(text for text, _ in choices)], "the texts of a question")
+    if not all(isinstance(score, (int, float)) and np.isfinite(score) for _, score in choices):
+        raise ValueError(f"the choices of a question must be [text, finite number], got {choices!r}")
+    return Question(**{**body, "choices": choices})
+
+
 def _narrative_from_json(body: Mapping[str, Any]) -> Narrative:
-    words = tuple(TimedWord(**word) for word in body.get("words", []))
+    words = tuple(_word_from_json(word) for word in body.get("words", []))
     traces = tuple(_points(stroke, "a stroke of traces", 3) for stroke in body.get("traces", []))
-    return Narrative(body["caption"], words, traces)
+    return Narrative(*_texts([body["caption"]], "caption"), words, traces)
+
+
+def _word_from_json(body: Mapping[str, Any]) -> TimedWord:
+    word = TimedWord(**body)
+    times = (word.start, word.end)
+    if not all(isinstance(t, (int, float)) and not isinstance(t, bool) and np.isfinite(t) for t in times):
+        raise ValueError(f"start and end of a word must be finite numbers, got {times}")
+    return TimedWord(*_texts([word.text], "text"), *times)
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:

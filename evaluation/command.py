@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..utils.errors import UsageError, nearest
@@ -70,9 +70,7 @@ def score_files(arguments: Namespace) -> int:
         seconds=time.monotonic() - started,
         decoding=meta.get("decoding") or {},
         seed=meta.get("seed"),
-        options={
-            name: {key: value for key, value in given.items() if key != "variant"} for name, given in options.items()
-        },
+        options={name: decisive_options(name, given) for name, given in options.items()},
     )
     _write(arguments, report, results)
     return exit_code(results)
@@ -113,12 +111,17 @@ def protocol_options(protocol: str, variant: str | None, pairs: Sequence[str]) -
             close = nearest(name, known)
             raise UsageError(
                 f"The protocol {protocol} has no such option.",
-                value=pair,
+                value=name,  # what stands behind it may be a secret
                 allowed="; ".join(f"{key}=VALUE, {text}" for key, text in known.items()) or "none",
-                fix=f"use {close}={value}" if close else None,
+                fix=f"use {close}=VALUE" if close else None,
             )
         options[name] = value
     return options
+
+
+def decisive_options(protocol: str, options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options that change what the figures mean; the others may be secrets and stay out of result files."""
+    return {name: options[name] for name in evaluator_class(protocol).decisive if name in options}
 
 
 def _write(arguments: Namespace, report: EvaluationReport, results: Sequence[ProtocolResult]) -> None:

@@ -2,12 +2,15 @@
 
     PQ = sum of IoU over matches / (TP + FP/2 + FN/2) = SQ * RQ, per class, then averaged over the classes that occur.
 
-The arithmetic is panopticapi's to the last integer, crowd and void rules included.
+The arithmetic is panopticapi's to the last integer, crowd and void rules included. So the area of a true segment is the
+one its file states, and pixels of true segments that are not listed are neither void nor to be found; where a file does
+not fit its id maps in one of these ways, a count and a note say so. Predictions that do not are refused.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +65,7 @@ def panoptic_entry(overlap: Overlap, matching: Matching) -> dict[str, Any]:
         "matched": [[int(overlap.truth[g].category_id), float(overlap.iou[g, p])] for g, p in matching.pairs],
         "missed": [int(overlap.truth[g].category_id) for g in matching.missed],
         "spurious": [int(overlap.predicted[p].category_id) for p in matching.spurious],
+        "flaws": {name: number for name, number in overlap.flaws.items() if number},
     }
 
 
@@ -82,6 +86,7 @@ def add_panoptic_quality(
     result: ProtocolResult, entries: Iterable[Mapping[str, Any]], categories: Mapping[int, Category]
 ) -> dict[int, ClassCounts]:
     """Write PQ, SQ, RQ and the table per class into ``result``; returns the counts per class."""
+    entries = list(entries)
     counts = count_classes(entries, categories)
     groups = {
         "": list(categories.values()),
@@ -102,7 +107,22 @@ def add_panoptic_quality(
         "false_negatives": sum(c.false_negatives for c in counts.values()),
     }
     result.tables["classes"] = _class_table(counts, categories)
+    _add_flaws(result, entries)
     return counts
+
+
+def _add_flaws(result: ProtocolResult, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Say what is odd about the ground truth, if anything is."""
+    flaws: Counter[str] = Counter()
+    for entry in entries:
+        flaws.update(entry["flaws"])
+    result.counts |= dict(flaws)
+    if number := flaws["truth_areas_differ"]:
+        result.notes.append(f"{number} true segments state another area than they have pixels; the stated one counts")
+    if number := flaws["truth_ids_unlisted"]:
+        result.notes.append(
+            f"{number} true segments are drawn but not listed; they are not to be found, and what covers them is wrong"
+        )
 
 
 def _class_table(counts: Mapping[int, ClassCounts], categories: Mapping[int, Category]) -> Table:

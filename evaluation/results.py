@@ -67,6 +67,7 @@ class ImageEvaluator(ABC):
     protocol: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ("standard",)
     options: ClassVar[Mapping[str, str]] = {}  # keyword argument that a command line may give -> what it is
+    decisive: ClassVar[tuple[str, ...]] = ()  # options that change what the figures mean; result files name only these
 
     def __init__(
         self,

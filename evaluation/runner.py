@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-
-from rich.progress import Progress
+from typing import Any
 
 from ..datasets.records import Category, Record
 from ..utils.errors import MissingDependencyError, UsageError, nearest
 from . import EVALUATORS
 from .pairing import pair_predictions
+from .progress import track
 from .results import ImageEvaluator, ImageId, ProtocolResult
-
-SHOW_AFTER = 5.0  # seconds until a progress bar appears
-Item = TypeVar("Item")
 
 
 def make_evaluators(
@@ -101,17 +95,3 @@ def compute(evaluator: ImageEvaluator) -> ProtocolResult:
         return evaluator.compute()
     except MissingDependencyError as err:
         return ProtocolResult(evaluator.protocol, evaluator.variant, unavailable={"all figures": str(err)})
-
-
-def track(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """Yield the items, with a progress bar once that has taken more than five seconds."""
-    start = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bar = task = None
-        for index, item in enumerate(items):
-            if bar is None and time.monotonic() - start > SHOW_AFTER:
-                bar = stack.enter_context(Progress(transient=True))
-                task = bar.add_task(description, total=len(items), completed=index)
-            yield item
-            if bar is not None:
-                bar.update(task, completed=index + 1)

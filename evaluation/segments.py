@@ -6,6 +6,7 @@ runs gives every area, intersection, void and crowd overlap of the image as exac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Overlap:
         iou: float64 [G, P], intersection over union; pixels without ground truth do not count in the union.
         predicted_area: int64 [P], pixels.
         void: int64 [P], pixels of a prediction that no ground truth covers.
+        flaws: what is odd about the ground truth -> of how many segments; see `find_flaws`.
     """
 
     truth: list[Region]
@@ -40,6 +42,7 @@ class Overlap:
     iou: np.ndarray
     predicted_area: np.ndarray
     void: np.ndarray
+    flaws: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,8 @@ def measure_overlap(record: Record, prediction: Record, category_ids: Container[
     The area of a ground-truth segment is the one its record states, else its pixels, as panopticapi counts.
 
     Raises:
-        DataError: segment ids are not unique, masks overlap, a category is unknown, a predicted segment has no pixels,
-            or predicted pixels belong to no listed segment.
+        DataError: segment ids are not unique, masks overlap, a category is unknown, an area is no number of pixels, a
+            predicted segment has no pixels, or predicted pixels belong to no listed segment.
     """
     where = f"image_id {record.image_id}"
     _check_regions(record.regions, category_ids, f"{where}, ground truth")
@@ -80,11 +83,35 @@ def measure_overlap(record: Record, prediction: Record, category_ids: Container[
     predicted_area = columns.sum(0)
     counted = _pick(joint, truth_ids, record.regions, axis=0).sum(1)
     truth_area = np.array(
-        [n if r.area is None else r.area for r, n in zip(record.regions, counted, strict=True)], np.int64
+        [n if r.area is None else _stated_area(r, where) for r, n in zip(record.regions, counted, strict=True)], float
     )
     union = predicted_area[None] + truth_area[:, None] - intersection - void[None]
     iou = np.divide(intersection, union, out=np.zeros(union.shape), where=(intersection > 0) & (union > 0))
-    return Overlap(record.regions, prediction.regions, intersection, iou, predicted_area, void)
+    flaws = find_flaws(record.regions, truth_ids, counted, truth_area)
+    return Overlap(record.regions, prediction.regions, intersection, iou, predicted_area, void, flaws)
+
+
+def find_flaws(truth: list[Region], ids: np.ndarray, pixels: np.ndarray, areas: np.ndarray) -> dict[str, int]:
+    """Count what panopticapi passes over in a ground truth and what changes its figures.
+
+    Args:
+        truth: the listed segments.
+        ids: the ids in the id map.
+        pixels: int64 [G], pixels of each listed segment.
+        areas: float64 [G], the area that counts for each.
+
+    Returns:
+        ``truth_areas_differ``: segments whose stated area is not their number of pixels;
+        ``truth_ids_unlisted``: ids in the map that are not listed, whose pixels are neither void nor to be found.
+    """
+    unlisted = {int(i) for i in ids} - {region.id for region in truth} - {VOID}
+    return {"truth_areas_differ": int((areas != pixels).sum()), "truth_ids_unlisted": len(unlisted)}
+
+
+def _stated_area(region: Region, where: str) -> float:
+    if not (math.isfinite(region.area) and region.area >= 0):
+        raise DataError("An area is no number of pixels.", where=f"{where}, segment {region.id}", value=region.area)
+    return region.area
 
 
 def joint_histogram(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

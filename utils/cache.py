@@ -1,6 +1,6 @@
 """What was computed once and can be computed again: tensors in a folder that users may move or empty at any time.
 
-The folder is ``$LOCAP_CACHE``, else ``$XDG_CACHE_HOME/locap``, else ``~/.cache/locap``.
+The folder is `cache_folder`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ from torch import Tensor
 
 from .errors import LocapError
 from .files import atomic_path
+from .folders import cache_folder
 from .untrusted import load_tensors, shown
 
 KEPT_FILES = 8  # per kind; the ones used least recently leave
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Return the folder, which need not exist."""
-    if own := os.environ.get("LOCAP_CACHE"):
-        return Path(own).expanduser()
-    common = os.environ.get("XDG_CACHE_HOME")
-    return (Path(common) if common else Path.home() / ".cache") / "locap"
 
 
 def digest(*parts: str | Tensor | Iterable[Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""The caption metrics of the field on raw strings: METEOR, CIDEr-D, ROUGE-L, BLEU-1..4."""
+"""The caption metrics of the field on raw strings: METEOR, CIDEr-D, ROUGE-L, BLEU-1..4, on request SPICE."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 from ...utils.errors import MissingDependencyError
 from . import ngram
 from .meteor import MeteorScores, shared_meteor
+from .nltk_meteor import nltk_meteor_scores
 from .ptb import tokenize
+from .spice import spice_scores
 
 NGRAM_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 CAPTION_METRICS = ("meteor", *NGRAM_METRICS)
+EXTRA_METRICS = ("spice", "nltk_meteor")  # on request: they need an optional download
 
 
 @dataclass(slots=True)
@@ -65,8 +68,15 @@ def meteor_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]
         return f"METEOR not computed: {err}"
 
 
-def score_tokens(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score tokenised captions; every candidate needs at least one reference. Empty sets score 0."""
+def score_tokens(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], *, extra: Sequence[str] = ()
+) -> CaptionScores:
+    """Score tokenised captions; every candidate needs at least one reference. Empty sets score 0.
+
+    Args:
+        candidates, references: tokens between spaces.
+        extra: which of `EXTRA_METRICS` to add.
+    """
     scores = CaptionScores()
     meteor = meteor_scores(candidates, references)
     if isinstance(meteor, str):
@@ -80,7 +90,20 @@ def score_tokens(candidates: Sequence[str], references: Sequence[Sequence[str]])
         scores.corpus[name], scores.segments[name] = float(pooled[order]), each[:, order]
     for name, metric in (("rouge_l", ngram.rouge_l), ("cider", ngram.cider_d)):
         scores.corpus[name], scores.segments[name] = metric(corpus)
+    for name in extra:
+        try:
+            scores.corpus[name], scores.segments[name] = _score_extra(name, candidates, references)
+        except MissingDependencyError as err:
+            scores.unavailable[name] = str(err)
     return scores
+
+
+def _score_extra(name: str, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, np.ndarray]:
+    if name == "spice":
+        scores = spice_scores(candidates, references)
+        return scores.corpus, scores.segments
+    segments = nltk_meteor_scores(candidates, references)
+    return float(segments.mean()) if len(segments) else 0.0, segments
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:

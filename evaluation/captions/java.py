@@ -1,8 +1,9 @@
-"""The Java runtime and the jars that pip brings; a ``java`` on the PATH is never used."""
+"""The Java runtime and the jars that pip brings, and what they may use; a ``java`` on the PATH is never used."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from ...utils.errors import MissingDependencyError
@@ -45,3 +46,22 @@ def find_jar(*parts: str) -> Path:
         where=where,
         fix="pip install --force-reinstall pycocoevalcap",
     )
+
+
+def count_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Return the bytes that processes can still get, from the system and from the container; 0 where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return 0
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii")) for name in ("max", "current"))
+        return max(0, min(free, limit - used))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free

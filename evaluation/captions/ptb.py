@@ -49,7 +49,8 @@ class PtbTokenizer:
         if unknown:
             if len(self._known) > MEMORY:
                 self._known, unknown = {}, list(dict.fromkeys(lines))
-            self._known.update(zip(unknown, _run(unknown), strict=True))
+            answers = (drop_punctuation(line.split(" ")) for line in raw_tokens(unknown))
+            self._known.update(zip(unknown, answers, strict=True))
         return [self._known[line] for line in lines]
 
 
@@ -74,7 +75,8 @@ def drop_punctuation(tokens: Iterable[str]) -> str:
     return " ".join(token for token in tokens if token not in DROPPED)
 
 
-def _run(lines: Sequence[str]) -> list[str]:
+def raw_tokens(lines: Sequence[str]) -> list[str]:
+    """Return what the program writes for each line, punctuation included; no line may hold a line end."""
     jar = java.find_jar("tokenizer", "stanford-corenlp-3.4.1.jar")
     command = [str(java.find_java()), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # too short to optimise more
     command += ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
@@ -91,4 +93,4 @@ def _run(lines: Sequence[str]) -> list[str]:
     answers = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if len(answers) != len(lines) + 1:
         raise LocapError(f"The PTB tokeniser returned {len(answers) - 1} lines for {len(lines)} captions.")
-    return [drop_punctuation(answer.rstrip().split(" ")) for answer in answers[:-1]]
+    return [answer.rstrip() for answer in answers[:-1]]

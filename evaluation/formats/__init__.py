@@ -10,16 +10,52 @@ from ...datasets.records import Category, Record
 from ...utils.errors import DataError, UsageError, nearest
 from ...utils.untrusted import read_json, read_json_lines, shown
 from ..pairing import pair_predictions
-from . import coco_panoptic, record_file
+from . import (
+    coco_captions,
+    coco_detection,
+    coco_panoptic,
+    dlc_bench,
+    expression_masks,
+    glamm_regions,
+    muse,
+    muse_annotations,
+    record_file,
+    refcoco,
+    refcoco_mdetr,
+    vg,
+    vip_bench,
+)
 from .form import PredictionForm, TruthForm
 
 TRUTHS: dict[str, TruthForm] = {
     "records": record_file.TRUTH,
     "coco_panoptic": coco_panoptic.TRUTH,
+    "refcoco": refcoco.TRUTH,
+    "refcoco_mdetr": refcoco_mdetr.TRUTH,
+    "expression_masks": expression_masks.TRUTH,
+    "muse": muse.TRUTH,
+    "muse_annotations": muse_annotations.TRUTH,
+    "vip_bench": vip_bench.TRUTH,
+    "dlc_bench": dlc_bench.TRUTH,
+    "coco_captions": coco_captions.TRUTH,
+    "glamm_regions": glamm_regions.TRUTH,
+    "vg_regions": vg.TRUTH,
+    "visual_genome": vg.RAW_TRUTH,
+    "coco_detection": coco_detection.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
     "coco_panoptic": coco_panoptic.PREDICTIONS,
+    "refcoco": refcoco.PREDICTIONS,
+    "expression_masks": expression_masks.PREDICTIONS,
+    "muse": muse.PREDICTIONS,
+    "vip_bench": vip_bench.PREDICTIONS,
+    "dlc_bench": dlc_bench.PREDICTIONS,
+    "coco_captions": coco_captions.PREDICTIONS,
+    "grit_results": vg.GRIT,
+    "grit_results_by_logit": vg.GRIT_BY_LOGIT,
+    "vg_results": vg.PREDICTIONS,
+    "coco_detection": coco_detection.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

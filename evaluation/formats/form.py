@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ...datasets.records import Category, Record
+from ...datasets.records import Category, Record, Region
 from ...utils.errors import DataError
 
 Truth: TypeAlias = tuple[list[Record], list[Category]]
@@ -58,7 +58,42 @@ def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:
     return value
 
 
+def objects(document: Any, where: str, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
+    """Return the objects of a list, or of the list under ``key``, each with its place.
+
+    Raises:
+        DataError: there is no such list, or an item is no object.
+    """
+    name = "list" if key is None else key
+    items = get({name: document} if key is None else document, name, (list,), where)
+    places = [f"{'' if key is None else key}[{i}]" for i in range(len(items))]
+    return [
+        (get({place: item}, place, (dict,), where), f"{where}: {place}")
+        for place, item in zip(places, items, strict=True)
+    ]
+
+
 def first_item(document: Any, key: str | None = None) -> dict[str, Any]:
     """Return the first object of a list, or of the list under ``key``; {} where there is none."""
     items = document.get(key) if key is not None and isinstance(document, dict) else document
     return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+
+
+def answers_to_records(answers: Mapping[int, str], truth: list[Record], where: str) -> list[Record]:
+    """Return predictions from one text per region id, for ground truth whose ids are unique over all images.
+
+    Raises:
+        DataError: an id is of no region of the ground truth.
+    """
+    known = {region.id for record in truth for region in record.regions}
+    unknown = sorted(answers.keys() - known)
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} prediction(s) are of no region of the ground truth.", where=where, value=unknown[:5]
+        )
+    records = []
+    for record in truth:
+        given = [Region(id=r.id, captions=(answers[r.id],)) for r in record.regions if r.id in answers]
+        if given or not record.regions:
+            records.append(Record(record.image_id, record.height, record.width, regions=given))
+    return records

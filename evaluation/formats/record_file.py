@@ -16,9 +16,11 @@ def recognises(document: Any) -> bool:
 
 
 def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
-    """Read ground truth; paths of id maps are taken from the folder, by default the file's."""
+    """Read ground truth; paths of id maps and soft masks are taken from the folder, by default the file's."""
     records, categories, _ = records_from_json(document, where=shown(path))
-    return [_with_local_id_map(record, folder or path.parent) for record in records], categories
+    for record in records:
+        _resolve_files(record, folder or path.parent)
+    return records, categories
 
 
 def read_predictions(path: Path, document: Any, truth: list[Record], folder: Path | None) -> list[Record]:
@@ -35,11 +37,13 @@ def read_meta(path: Path, document: Any) -> dict[str, Any]:
     return meta
 
 
-def _with_local_id_map(record: Record, folder: Path) -> Record:
-    """Return the record with its id map's path inside the folder, which it must not leave."""
+def _resolve_files(record: Record, folder: Path) -> None:
+    """Look up the record's files in the folder, which they must not leave."""
     if isinstance(record.id_map, str):
         record.id_map = str(resolve_under(folder, record.id_map))
-    return record
+    for region in record.regions:
+        if region.logits is not None:
+            region.logits = {**region.logits, "file": str(resolve_under(folder, region.logits.get("file")))}
 
 
 TRUTH = TruthForm("a record file of locap", recognises, read_truth)

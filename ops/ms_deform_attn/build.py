@@ -3,7 +3,7 @@
 python -m locap.ops.ms_deform_attn.build [cpu] [cuda] [--into-package]
 
 A library is compiled when it is first wanted, into ``LOCAP_OPS_CACHE``, by default ``ms_deform_attn`` under
-`locap.utils.cache.cache_folder`, and found there from then on; its name holds a digest of sources, flags, compiler
+`locap.utils.folders.cache_folder`, and found there from then on; its name holds a digest of sources, flags, compiler
 version and processor. Ranks that start together wait for the first. ``--into-package``, or
 ``LOCAP_BUILD_OPS="cpu cuda" pip install .``, puts libraries into the package instead, where a machine without a
 compiler finds them.
@@ -33,7 +33,16 @@ KINDS = ("cpu", "cuda")
 CUDA_ARCHS = "80;86;89;90"
 _HERE = Path(__file__).resolve().parent
 _SOURCES = {
-    "cpu": ("ms_deform_attn.h", "cpu_kernel.h", "cpu_kernel.cpp", "cpu.cpp"),
+    "cpu": (
+        "ms_deform_attn.h",
+        "cpu_kernel.h",
+        "cpu_vectors.h",
+        "cpu_samples.h",
+        "cpu_forward.h",
+        "cpu_backward.h",
+        "cpu_kernel.cpp",
+        "cpu.cpp",
+    ),
     "cuda": (
         "ms_deform_attn.h",
         "sampling.cuh",
@@ -116,7 +125,7 @@ def cuda_archs() -> list[str]:
 def _cache_folder() -> Path:
     if own := os.environ.get("LOCAP_OPS_CACHE"):
         return Path(own).expanduser()
-    from ...utils.cache import cache_folder  # not when setup.py runs this file
+    from ...utils.folders import cache_folder  # not when setup.py runs this file
 
     return cache_folder() / "ms_deform_attn"
 

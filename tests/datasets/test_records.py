@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from locap.datasets.records import (
     FORMAT,
     Category,
     Narrative,
+    Question,
     Record,
     Region,
     TimedWord,
@@ -18,6 +20,7 @@ from locap.datasets.records import (
     box_of_mask,
     decode_mask,
     encode_mask,
+    read_logits,
     read_records,
     record_from_json,
     record_to_json,
@@ -32,13 +35,17 @@ REGION = Region(
     id=3,
     category_id=7,
     mask=encode_mask(MASK),
+    ignore=encode_mask(~MASK),
+    logits={"file": "logits/b.png", "index": 1, "count": 2},
     box_xyxy=(2.0, 1.0, 4.0, 3.0),
+    box_size=(2.0, 2.0000000000000004),
     points=((1.5, 2.0),),
     keypoints=((1.0, 2.0, 2), (0.0, 0.0, 0)),
     captions=("a cat [sic]", "une chaise à côté", ""),
     phrases=("cat",),
     expressions=("the left cat",),
     attributes={"colour": "red"},
+    questions=(Question("Is it a cat?", (("yes", 1.0), ("no", -1.0)), "positive"), Question("Is it?", ())),
     is_crowd=True,
     area=4,
     score=0.0,
@@ -108,6 +115,22 @@ def test_masks_and_boxes():
     assert box_of_mask(np.zeros((3, 3), bool)) == (0.0, 0.0, 0.0, 0.0)
 
 
+def test_soft_masks_are_slices_of_their_file(tmp_path):
+    values = np.arange(256, dtype=np.uint8)[:40].reshape(8, 5) * 6
+    Image.fromarray(values).save(tmp_path / "a.png")
+    stack = [Region(i, logits={"file": str(tmp_path / "a.png"), "index": i, "count": 2}) for i in (1, 0)]
+    lower, upper = read_logits(stack, 4, 5)
+    np.testing.assert_array_equal(np.concatenate([upper, lower]), (values.astype(np.float32) - 128) / 8)
+    with pytest.raises(DataError, match="do not fill their file"):
+        read_logits(stack, 3, 5)
+
+
+@pytest.mark.parametrize("change", [{"index": 2}, {"index": -1}, {"index": "0"}, {"count": None}, {"file": 3}])
+def test_malformed_references_to_soft_masks_are_refused(change):
+    with pytest.raises(DataError, match="Not a soft mask"):
+        read_logits([Region(logits={"file": "a.png", "index": 0, "count": 2} | change)], 4, 5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,15 +145,27 @@ def test_masks_and_boxes():
         ({"regions": [{"captions": [None]}]}, "captions must be a list of texts"),
         ({"regions": [{"box_xyxy": [1, 2, 3]}]}, "box_xyxy must be four finite numbers"),
         ({"regions": [{"box_xyxy": ["a", 2, 3, 4]}]}, "Not a record"),
+        ({"regions": [{"box_size": [1, None]}]}, "Not a record"),
+        ({"regions": [{"box_size": [1]}]}, "box_size must be two finite numbers"),
         ({"regions": [{"category_id": "cat"}]}, "category_id must be int, got 'cat'"),
         ({"regions": [{"score": "high"}]}, "score must be int or float, got 'high'"),
         ({"regions": [{"mask": "abc"}]}, "mask must be dict, got 'abc'"),
         ({"regions": [{"points": [[1, 2, 3]]}]}, "points must be lists of 2 finite numbers"),
         ({"regions": [{"keypoints": [[1, 2]]}]}, "keypoints must be lists of 3 finite numbers"),
+        ({"regions": [{"questions": [{"text": "Is it?"}]}]}, "'choices' is missing"),
+        ({"regions": [{"questions": [{"text": 1, "choices": []}]}]}, "the texts of a question must be a list of texts"),
+        ({"regions": [{"questions": [{"text": "", "choices": [["a", "1"]]}]}]}, "[text, finite number]"),
+        ({"regions": [{"questions": [{"text": "", "choices": [["a"]]}]}]}, "Not a record"),
         ({"regions": ["cat"]}, "Not a record"),
         ({"regions": 5}, "Not a record"),
         ({"narratives": [{}]}, "'caption' is missing"),
         ({"narratives": [{"caption": "x", "words": [{"text": "a"}]}]}, "missing 2 required positional arguments"),
+        ({"narratives": [{"caption": 3}]}, "caption must be a list of texts"),
+        (
+            {"narratives": [{"caption": "x", "words": [{"text": "a", "start": "0", "end": 1}]}]},
+            "start and end of a word must be finite numbers, got ('0', 1)",
+        ),
+        ({"narratives": [{"caption": "x", "words": [{"text": 1, "start": 0, "end": 1}]}]}, "text must be a list"),
         ({"conversations": [[{"text": "x"}]]}, "missing 1 required positional argument: 'role'"),
     ],
 )

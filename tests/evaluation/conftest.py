@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from locap.datasets.records import Category, Record, Region
-from locap.evaluation import captions
-from locap.evaluation.captions.meteor import Meteor, shared_meteor
+from locap.evaluation import captions, dense_average_precision
+from locap.evaluation.captions.meteor import Meteor, MeteorScores, shared_meteor
 from locap.utils.errors import MissingDependencyError
+
+from .chat_server import server  # noqa: F401 - a fixture
 
 CATEGORIES = (Category(1, "person"), Category(3, "car"), Category(184, "tree", is_thing=False))
 
@@ -32,6 +34,17 @@ def meteor() -> Meteor:
     except MissingDependencyError as err:
         pytest.skip(f"METEOR was not checked: {err.what}")
     return shared_meteor()
+
+
+@pytest.fixture
+def equal_words(monkeypatch):
+    """In place of METEOR: 1 for a caption that is among its references, else 0; no process is started."""
+
+    def scores(candidates, references):
+        values = [float(c in r and bool(c)) for c, r in zip(candidates, references, strict=True)]
+        return MeteorScores(np.array(values), 0.0)
+
+    monkeypatch.setattr(dense_average_precision, "meteor_scores", scores)
 
 
 @pytest.fixture
@@ -62,11 +75,11 @@ def pix2cap_image() -> tuple[Record, Record]:
 
 
 @pytest.fixture
-def make_images() -> Callable[[int], list[tuple[Record, Record]]]:
+def make_images() -> Callable[..., list[tuple[Record, Record]]]:
     """Random truths and predictions that resemble them."""
 
-    def make(count: int) -> list[tuple[Record, Record]]:
-        return [_image(np.random.default_rng(seed), seed) for seed in range(count)]
+    def make(count: int, first: int = 0) -> list[tuple[Record, Record]]:
+        return [_image(np.random.default_rng(seed), seed) for seed in range(first, first + count)]
 
     return make
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from locap.datasets.records import write_records
 from locap.entry import main
+from locap.evaluation.command import decisive_options
 from locap.evaluation.comparison import differing_facts, load_results, print_comparison, require_comparable, short_names
 from locap.evaluation.report import EvaluationReport, Source, write_report
 from locap.evaluation.results import ProtocolResult
@@ -156,6 +157,12 @@ def test_whole_command(tmp_path, make_images, capsys):
     assert main(["evaluate", "--compare", *files]) == 3
     assert "rest on different ground truth" in capsys.readouterr().err
     assert main(["evaluate", "--compare", *files, "--force"]) == 0
+
+
+def test_only_options_that_change_the_figures_meaning_are_written():
+    assert decisive_options("muse", {"variant": "fixed", "seg_token": "<m>"}) == {"seg_token": "<m>"}
+    secrets = {"judge_url": "https://me:secret@host", "judge_key_variable": "sk-secret", "runs": "5"}
+    assert decisive_options("vip_bench", secrets) == {"runs": "5"}
 
 
 @pytest.mark.parametrize("meta", [{"decoding": "greedy"}, {"seed": "one"}, {"seed": True}])

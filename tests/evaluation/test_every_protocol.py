@@ -78,4 +78,5 @@ def test_without_images_nothing_fails(make):
 
 def test_every_protocol_is_listed_under_its_own_name():
     assert {name: evaluator.protocol for name, evaluator in EVALUATORS.items()} == {name: name for name in EVALUATORS}
-    assert all(evaluator.variants[0] == "standard" for evaluator in EVALUATORS.values())
+    assert all(set(evaluator.decisive) <= set(evaluator.options) for evaluator in EVALUATORS.values())
+    assert not any("key" in name or "url" in name for e in EVALUATORS.values() for name in e.decisive)  # maybe secrets

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from locap.datasets.records import Record, Region, write_records
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.progress import track
 from locap.evaluation.report import (
     EvaluationReport,
     describe_source,
@@ -19,7 +21,7 @@ from locap.evaluation.report import (
     write_report,
 )
 from locap.evaluation.results import ProtocolResult, Table
-from locap.evaluation.runner import evaluate_stored, track
+from locap.evaluation.runner import evaluate_stored
 from locap.utils.errors import DataError, UsageError
 
 from .conftest import CATEGORIES
@@ -122,7 +124,7 @@ def test_malformed_annotations_name_their_place(tmp_path, truth, body, message):
     ("content", "message"),
     [
         (b'{"annotations": [{"image_id": NaN}]}', "NaN"),
-        (b"[]", r"no known form of predictions(.|\n)*coco_panoptic"),
+        (b"[{}]", r"no known form of predictions(.|\n)*coco_panoptic"),
         (b'{"annotations": "\xff"}', "(?i)utf-8"),
     ],
 )
@@ -140,7 +142,7 @@ def test_unknown_protocol_names_the_nearest(truth, images):
 
 def test_result_file_table_and_csv(tmp_path, truth):
     result = ProtocolResult("panoptic", "standard", {"pq": 0.5, "cider": 2.0}, counts={"images": 3})
-    result.regions = Table(("image_id", "prediction"), [(1, 'a "dog", sitting'), (2, None)])
+    result.regions = Table(("image_id", "prediction"), [(1, 'a "dog", sitting'), (2, None), (3, "\ud83d")])
     source = describe_source("truth", truth)
     report = EvaluationReport([result], source, source, seconds=1.5, decoding={"beam_size": 1}, seed=3)
     body = json.loads(write_report(tmp_path / "result.json", report).read_text())
@@ -150,7 +152,7 @@ def test_result_file_table_and_csv(tmp_path, truth):
     assert {"locap", "numpy", "python"} <= set(body["versions"])
     assert "regions" not in body["results"][0]
     text = write_regions_csv(tmp_path / "regions.csv", result).read_text()
-    assert text == 'image_id,prediction\n1,"a ""dog"", sitting"\n2,\n'
+    assert text == 'image_id,prediction\n1,"a ""dog"", sitting"\n2,\n3,?\n'
     console = Console(record=True, width=100)
     result.unavailable["meteor"] = "METEOR not computed: Java is missing"
     print_results([result], console, tables=True)
@@ -177,10 +179,12 @@ def test_hash_of_the_ground_truth_sees_every_caption(truth):
     before = describe_source("t", truth).sha256
     truth[2].regions[0].captions = ("another",)
     assert describe_source("t", truth).sha256 != before
+    for change in ({"captions": ("a",)}, {"regions": [replace(truth[2].regions[0], expressions=("a",))]}):
+        assert describe_source("t", [replace(truth[2], **change)]).sha256 != describe_source("t", truth[2:]).sha256
 
 
 def test_progress_keeps_the_items(monkeypatch):
-    monkeypatch.setattr("locap.evaluation.runner.SHOW_AFTER", -1.0)
+    monkeypatch.setattr("locap.evaluation.progress.SHOW_AFTER", -1.0)
     assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
 
 

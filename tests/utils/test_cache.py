@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from locap.utils.cache import KEPT_FILES, cache_folder, cached_tensor, digest
+from locap.utils.cache import KEPT_FILES, cached_tensor, digest
+from locap.utils.folders import cache_folder
 
 
 def test_users_can_move_the_folder(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import read_id_map, read_image
+from locap.utils.untrusted import read_grey, read_id_map, read_image, read_image_size
 
 RGB = (10, 200, 30)
 
@@ -102,6 +102,18 @@ def test_exif_rotation_is_applied_once(tmp_path, orientation):
     path = save(tmp_path / "a.png", np.ascontiguousarray(STORED[orientation]), exif=exif)
     np.testing.assert_array_equal(read_image(path), UPRIGHT)
     np.testing.assert_array_equal(read_image(path, expected_size=(2, 3)), UPRIGHT)
+    assert read_image_size(path) == (2, 3)
+
+
+def test_a_size_is_read_only_from_images(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not supported"):
+        read_image_size(path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_image_size(tmp_path / "b.png")
+    with pytest.raises(DataError, match="too large"):
+        read_image_size(save(path, UPRIGHT), max_pixels=5)
 
 
 def test_exif_is_ignored_where_the_annotation_was_made_on_the_stored_pixels(tmp_path):
@@ -210,3 +222,12 @@ def test_id_maps_of_other_kinds_are_refused(tmp_path, kind):
         Image.new("RGB" if kind == "jpg" else kind, (4, 4)).save(path)
     with pytest.raises(DataError, match=r"wrong format(.|\n)*8-bit RGB PNG"):
         read_id_map(path)
+
+
+def test_grey_values_are_read_as_stored(tmp_path):
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    read = read_grey(save(tmp_path / "a.png", values))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, values)
+    with pytest.raises(DataError, match=r"wrong format(.|\n)*8-bit grey PNG"):
+        read_grey(save(tmp_path / "b.png", UPRIGHT))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import decode_rle, polygons_to_mask
+from locap.utils.untrusted import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 
 
 @settings(max_examples=100, deadline=None)
@@ -31,6 +31,21 @@ def test_long_runs_decode():
 def test_uncompressed_runs_go_down_the_columns():
     mask = decode_rle({"size": [2, 3], "counts": [1, 2, 3]})
     np.testing.assert_array_equal(mask, [[False, True, False], [True, False, False]])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_checked_runs_merge_as_masks_do_even_with_empty_ones(first, second):
+    size = [1, sum(first) + sum(second) + 1]
+    rles = [{"size": size, "counts": [*runs, size[1] - sum(runs)]} for runs in (first, second)]
+    a, b = (decode_rle(rle) for rle in rles)
+    for operation, intersect in ((a & b, True), (a | b, False)):
+        assert coco_mask.area(coco_mask.merge([compressed_rle(rle) for rle in rles], intersect)) == operation.sum()
+
+
+def test_compressed_runs_are_checked_without_being_decoded():
+    rle = coco_mask.encode(np.asfortranarray(np.eye(5, dtype=np.uint8)))
+    assert compressed_rle(rle) == {"size": [5, 5], "counts": rle["counts"].decode()}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +74,8 @@ def test_uncompressed_runs_go_down_the_columns():
 )
 def test_bad_rle_is_refused(size, counts):
     with pytest.raises(DataError):
+        compressed_rle({"size": size, "counts": counts})
+    with pytest.raises(DataError):
         decode_rle({"size": size, "counts": counts})
     with pytest.raises(DataError, match="Not a run-length encoding"):
         decode_rle([1, 2])
@@ -80,6 +97,20 @@ def test_polygons_fill():
     assert mask[1:4, 1:5].all()
     assert mask[:, :6].sum() == 12
     assert mask[:, 6:].any()
+
+
+def test_polygons_and_runs_in_text_form_are_the_same_pixels():
+    polygons = [[1, 1, 5, 1, 5, 4, 1, 4], [6.0, 0, 8, 0, 8, 2]]
+    mask = polygons_to_mask(polygons, 6, 8)
+    text = polygons_to_rle(polygons, 6, 8)
+    assert isinstance(text["counts"], str)
+    assert np.array_equal(decode_rle(text), mask)
+    size, runs = rle_runs(text)
+    assert (size, int(runs[1::2].sum())) == ((6, 8), int(mask.sum()))
+    assert compressed_rle({"size": [6, 8], "counts": runs.tolist()}) == text
+    assert compressed_rle({"size": [6, 8], "counts": text["counts"].encode()}) == text
+    with pytest.raises(DataError, match="do not fill"):
+        compressed_rle({"size": [6, 9], "counts": text["counts"]})
 
 
 def test_far_points_are_clipped_not_fatal():

@@ -62,29 +62,66 @@ def read_image(
         raise _undecodable(path, err) from None
 
 
+def read_image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (height, width) of the upright picture that `read_image` decodes, from the file's header.
+
+    Raises:
+        DataError: missing, corrupt, too large, or of another format.
+    """
+    try:
+        with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
+            turned = _orientation(image) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(path, err) from None
+
+
 def read_id_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a panoptic PNG to int32 (height, width), id = R + 256 G + 65536 B; 0 is void.
 
     Raises:
         DataError: as `read_image`; also when the file is not an 8-bit RGB PNG, whose ids could not be trusted.
     """
+    pixels = _read_png(
+        path,
+        max_pixels,
+        "RGB",
+        "RGBX",  # as Pillow stores colours: four bytes, one integer
+        what="The panoptic segmentation has the wrong format.",
+        allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
+        fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
+    )
+    return pixels.view("<i4")[..., 0] & 0xFFFFFF
+
+
+def read_grey(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an 8-bit grey PNG, whose values are data, to uint8 (height, width).
+
+    Raises:
+        DataError: as `read_image`; also when the file is no such PNG.
+    """
+    what = "The image of grey values has the wrong format."
+    fix = "save it as 8-bit grey PNG"
+    return _read_png(path, max_pixels, "L", "L", what=what, allowed="an 8-bit grey PNG", fix=fix)[..., 0].copy()
+
+
+def _read_png(
+    path: str | Path, max_pixels: int, mode: str, raw: str, *, what: str, allowed: str, fix: str
+) -> np.ndarray:
+    """Decode a PNG of one mode to uint8 (height, width, channels of ``raw``); refuse any other, which would change."""
     try:
         with _open_image(path, max_pixels, ("PNG", "JPEG")) as image:
-            if image.format != "PNG" or image.mode != "RGB":
-                raise DataError(
-                    "The panoptic segmentation has the wrong format.",
-                    where=shown(path),
-                    value=f"{image.format}, mode {image.mode}",
-                    allowed="an 8-bit RGB PNG with id = R + 256 G + 65536 B",
-                    fix="point to the panoptic_* folder of the data set, not to its semantic or instance masks",
-                )
-            pixels = image.tobytes("raw", "RGBX")  # four bytes each, as Pillow stores them
-            width, height = image.size
+            if image.format != "PNG" or image.mode != mode:
+                found = f"{image.format}, mode {image.mode}"
+                raise DataError(what, where=shown(path), value=found, allowed=allowed, fix=fix)
+            pixels = np.frombuffer(image.tobytes("raw", raw), np.uint8).reshape(image.height, image.width, len(raw))
     except LocapError:
         raise
     except Exception as err:  # as in `read_image`
         raise _undecodable(path, err) from None
-    return (np.frombuffer(pixels, "<i4") & 0xFFFFFF).reshape(height, width)
+    return pixels
 
 
 def _open_image(path: str | Path, max_pixels: int, formats: Sequence[str]) -> Image.Image:
@@ -129,16 +166,22 @@ def _undecodable(path: str | Path, err: Exception) -> DataError:
 
 def _upright(image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Image:
     image.load()
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF in a good image: the pixels stand as they are stored
-        return image
+    orientation = _orientation(image)
     if orientation not in _TRANSPOSE:
         return image
     stored, swapped = (image.height, image.width), (image.width, image.height)
     if orientation >= 5 and expected_size is not None and stored == tuple(expected_size) != swapped:
         return image
     return image.transpose(_TRANSPOSE[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where there is none that means anything."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF in a good image: the pixels stand as they are stored
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:

@@ -20,8 +20,7 @@ def decode_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> np.nd
     Raises:
         DataError: as `rle_runs`.
     """
-    size, runs = rle_runs(rle, max_pixels=max_pixels)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+    return _filled(*rle_runs(rle, max_pixels=max_pixels))
 
 
 def rle_runs(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], np.ndarray]:
@@ -93,6 +92,33 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
     Raises:
         DataError: no polygon, fewer than 3 points, an odd number of values, NaN or infinity, too many points.
     """
+    return coco_mask.decode(_merged_polygons(polygons, height, width)).astype(bool)
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+    """Fill COCO polygons as `polygons_to_mask`, to a compressed run-length encoding; no pixel is drawn."""
+    return _as_text(_merged_polygons(polygons, height, width))
+
+
+def compressed_rle(rle: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
+    """Return a run-length encoding in COCO's text form, fit for pycocotools: checked, without empty runs.
+
+    Raises:
+        DataError: as `rle_runs`.
+    """
+    size, runs = rle_runs(rle, max_pixels=max_pixels)
+    if (runs[1:] == 0).any():  # they make its merging stop early
+        return _as_text(coco_mask.encode(np.asfortranarray(_filled(size, runs), np.uint8)))
+    if isinstance(rle["counts"], (str, bytes)):
+        return _as_text({"size": size, "counts": rle["counts"]})
+    return _as_text(coco_mask.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size))
+
+
+def _filled(size: tuple[int, int], runs: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+
+
+def _merged_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Mapping[str, Any]:
     _checked_size((height, width), MAX_PIXELS)
     if not isinstance(polygons, (list, tuple)) or not polygons:
         raise DataError("A region has no polygon.", value=polygons, allowed="a list of [x0, y0, x1, y1, …]")
@@ -102,7 +128,15 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
             "A region's polygons have too many points.", value=points // 2, allowed=f"up to {MAX_POLYGON_POINTS}"
         )
     flat = [_checked_polygon(polygon, height, width) for polygon in polygons]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))).astype(bool)
+    return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+
+
+def _as_text(rle: Mapping[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
 
 
 def _checked_polygon(polygon: Sequence[float], height: int, width: int) -> list[float]:

@@ -1,0 +1,46 @@
+"""How COCO-like files write boxes and masks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ...datasets.records import Rle, encode_mask
+from ...utils.errors import DataError, LocapError
+from ...utils.untrusted import polygons_to_mask
+
+
+def read_segmentation(value: Any, height: int, width: int, where: str) -> Rle:
+    """Return a segmentation as run-length encoding.
+
+    Args:
+        value: polygons [[x0, y0, …], …], none of them for an empty mask, or a run-length encoding of either kind, which
+            is not looked into.
+        height, width: of the image.
+        where: the place, for messages.
+
+    Raises:
+        DataError: it is neither, or a polygon is malformed.
+    """
+    if isinstance(value, dict):
+        return value
+    if value == []:
+        return encode_mask(np.zeros((height, width), bool))
+    try:
+        return encode_mask(polygons_to_mask(value, height, width))
+    except LocapError as err:
+        raise DataError(err.what, where=where, value=err.value, allowed=err.allowed) from None
+
+
+def read_box_xywh(value: Any, where: str) -> tuple[float, float, float, float]:
+    """Return a box [x, y, width, height] as (x0, y0, x1, y1); raises `DataError` unless it is four finite numbers."""
+    if not isinstance(value, list) or len(value) != 4 or not all(_is_finite(side) for side in value):
+        raise DataError("A box is not four finite numbers.", where=where, value=value, allowed="[x, y, width, height]")
+    x, y, width, height = value
+    return x, y, x + width, y + height
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
