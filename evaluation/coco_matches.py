@@ -28,12 +28,12 @@ def match_rows(
     group = _together if class_agnostic else _by_category
     rows: list[tuple[Any, ...]] = []
     for index, ((image_id, entry), image) in enumerate(zip(entries, images, strict=True)):
-        truth, predicted = group(image.truth), group(image.predicted)
+        truth, predicted, found = group(image.truth), group(image.predicted), entry["predicted"]
         for category_id in sorted(truth.keys() | predicted.keys()):
-            ranked = [entry["predicted"][p] for p in predicted.get(category_id, ())]
-            ranked.sort(key=lambda row: -row[2])
-            there = truth.get(category_id, [])
-            if there:
+            ranked = [found[p] for p in predicted.get(category_id, ())]
+            if len(ranked) > 1:
+                ranked.sort(key=lambda row: -row[2])
+            if there := truth.get(category_id):
                 annotations, facts = [image.truth[g] for g in there], [entry["truth"][g] for g in there]
                 overlaps = curves.overlaps[index, category_id]
                 rows += _matched_rows(image_id, annotations, facts, ranked[:max_detections], overlaps)

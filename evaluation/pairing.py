@@ -40,15 +40,19 @@ def pair_predictions(
             )
     for record in predictions:
         for region in (*record.regions, *(record.instances or ())):
-            _check_values(region, f"{where}: image_id {record.image_id}, region {region.id}")
+            if problem := _problem(region):
+                what, value = problem
+                raise DataError(what, where=f"{where}: image_id {record.image_id}, region {region.id}", value=value)
     return {record.image_id: record for record in predictions}
 
 
-def _check_values(region: Region, where: str) -> None:
-    score: Any = region.score
-    if score is not None and (not isinstance(score, (int, float)) or not math.isfinite(score)):
-        raise DataError("A score is not a finite number.", where=where, value=score)
-    if region.box_xyxy is not None and not all(math.isfinite(side) for side in region.box_xyxy):
-        raise DataError("A box is not four finite numbers.", where=where, value=region.box_xyxy)
-    if isinstance(region.captions, str) or not all(isinstance(text, str) for text in region.captions):
-        raise DataError("Captions are not text.", where=where, value=region.captions)
+def _problem(region: Region) -> tuple[str, Any] | None:
+    """Return what is wrong with a region's values, and the value."""
+    score, box, captions = region.score, region.box_xyxy, region.captions
+    if score is not None and not (isinstance(score, (int, float)) and math.isfinite(score)):
+        return "A score is not a finite number.", score
+    if box is not None and not all(map(math.isfinite, box)):
+        return "A box is not four finite numbers.", box
+    if captions and (isinstance(captions, str) or not all(isinstance(text, str) for text in captions)):
+        return "Captions are not text.", captions
+    return None

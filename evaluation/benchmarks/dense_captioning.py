@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...datasets.records import Record
-from ..runner import evaluator_class
+from ..dense_average_precision import IOU_THRESHOLDS, METEOR_THRESHOLDS
+from ..dense_captioning import DenseCaptioning
 from .boxes import draw_captioned_boxes
 from .jar import LockStepMeteor
 from .pairwise import Pairs, Scorer, compare_with_loops, loop_average_precision
@@ -16,8 +17,6 @@ from .report import Report
 
 IMAGES = {"small": 20, "val": 5000}  # val: Visual Genome's test split
 SAMPLE = 100
-IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
-METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 MERGE_IOU = 0.7
 Box = tuple[float, float, float, float]
 
@@ -25,7 +24,6 @@ Box = tuple[float, float, float, float]
 def dense_captioning(size: str, repeats: int) -> Report:
     """Compare the protocol with its definition in loops."""
     images = IMAGES[size]
-    evaluator_class("dense_captioning")  # known before data are drawn
     options = {"images": images, "sample": SAMPLE, "repeats": repeats}
     return compare_with_loops(
         "dense_captioning", lambda turn: draw_captioned_boxes(images, turn), protocol, loops, **options
@@ -34,7 +32,7 @@ def dense_captioning(size: str, repeats: int) -> Report:
 
 def protocol(pairs: Pairs) -> dict[str, float]:
     """Return the figures of the protocol."""
-    evaluator = evaluator_class("dense_captioning")(())
+    evaluator = DenseCaptioning(())
     for truth, prediction in pairs:
         evaluator.update(truth, prediction)
     figures = evaluator.compute().figures

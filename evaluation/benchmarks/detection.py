@@ -1,58 +1,96 @@
-"""Average precision of boxes: faster-coco-eval beside pycocotools."""
+"""Average precision of boxes: the protocol from records, and the library it rests on, beside pycocotools."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import dataclass
 from typing import Any
 
-from ...utils.errors import MissingDependencyError
-from .boxes import draw_coco
+from ...datasets.categories import COCO_PANOPTIC
+from ...datasets.records import Record, Region
+from ..runner import evaluate_stored
+from .boxes import HEIGHT, WIDTH, draw_coco
 from .measuring import Way, measure_in_turn
 from .report import Report, same_figures
 
 IMAGES = {"small": 300, "val": 5000}
 GOAL = 8.0
-NAMES = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100")
-Data = tuple[dict[str, Any], list[dict[str, Any]]]
+NAMES = (
+    "ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large",
+    "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """One set of boxes in two forms.
+
+    Attributes:
+        truth, results: COCO's dictionaries.
+        pairs: (truth, prediction) records.
+    """
+
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+    pairs: list[tuple[Record, Record]]
 
 
 def detection(size: str, repeats: int) -> Report:
-    """Compare the two libraries from COCO's dictionaries to COCO's figures."""
-    ways = [Way("pycocotools", pycocotools_figures), Way("faster-coco-eval", faster_figures)]
-    found, figures = measure_in_turn(ways, lambda turn: draw_coco(IMAGES[size], turn), repeats=repeats)
+    """Compare the protocol, its library alone, and pycocotools."""
+    ways = [
+        Way("pycocotools", pycocotools_figures),
+        Way("faster-coco-eval alone", faster_figures),
+        Way("ours", protocol),
+    ]
+    found, figures = measure_in_turn(ways, lambda turn: draw_boxes(IMAGES[size], turn), repeats=repeats)
     facts = {"same figures": same_figures(figures, 1e-12), "ap": figures[0][0]["ap"]}
-    return Report("detection", IMAGES[size], "images", found[1:], found[:1], facts, GOAL)
+    return Report("detection", IMAGES[size], "images", found[2:], found[:2], facts, GOAL)
 
 
-def pycocotools_figures(data: Data) -> dict[str, float]:
+def draw_boxes(images: int, seed: int) -> Boxes:
+    """Draw boxes as `draw_coco` does, and make records of them."""
+    truth, results = draw_coco(images, seed)
+    pairs = [tuple(Record(i, HEIGHT, WIDTH) for _ in range(2)) for i in range(images)]
+    for side, bodies in enumerate((truth["annotations"], results)):
+        for index, body in enumerate(bodies, 1):
+            x, y, width, height = body["bbox"]
+            geometry = {"box_xyxy": (x, y, x + width, y + height), "area": body.get("area")}
+            more = {"is_crowd": bool(body.get("iscrowd")), "score": body.get("score")}
+            pairs[body["image_id"]][side].regions.append(Region(index, body["category_id"], **geometry, **more))
+    return Boxes(truth, results, pairs)
+
+
+def protocol(boxes: Boxes) -> dict[str, float]:
+    """Return the figures of the protocol."""
+    truth, predictions = ([pair[side] for pair in boxes.pairs] for side in (0, 1))
+    (result,) = evaluate_stored(truth, predictions, ["detection"], COCO_PANOPTIC)
+    return {name: result.figures[name] for name in NAMES}
+
+
+def pycocotools_figures(boxes: Boxes) -> dict[str, float]:
     """Return COCO's figures by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return _figures(COCO, COCOeval, data)
+    return _figures(COCO, COCOeval, boxes)
 
 
-def faster_figures(data: Data) -> dict[str, float]:
-    """Return COCO's figures by faster-coco-eval.
+def faster_figures(boxes: Boxes) -> dict[str, float]:
+    """Return COCO's figures by faster-coco-eval."""
+    from faster_coco_eval import COCO, COCOeval_faster
 
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingDependencyError("faster-coco-eval is not installed.", fix="pip install faster-coco-eval") from None
-    return _figures(COCO, COCOeval_faster, data)
+    return _figures(COCO, COCOeval_faster, boxes)
 
 
-def _figures(coco_class: type, evaluator_class: type, data: Data) -> dict[str, float]:
-    truth, results = data
+def _figures(coco_class: type, evaluator_class: type, boxes: Boxes) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = coco_class()
-        coco.dataset = truth | {"annotations": [dict(body) for body in truth["annotations"]]}  # loading changes them
+        coco.dataset = boxes.truth | {"annotations": [dict(body) for body in boxes.truth["annotations"]]}
         coco.createIndex()
-        evaluator = evaluator_class(coco, coco.loadRes([dict(body) for body in results]), "bbox")
+        evaluator = evaluator_class(
+            coco, coco.loadRes([dict(body) for body in boxes.results]), "bbox"
+        )  # loading adds keys
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

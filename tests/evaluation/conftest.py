@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from locap.utils.errors import MissingDependencyError
 
 from .chat_server import server  # noqa: F401 - a fixture
 
+ENCODER_WORDS = ("red", "mug", ".", "baseball", "bat", "dog", "ear", "the", "a", "blue")
 CATEGORIES = (Category(1, "person"), Category(3, "car"), Category(184, "tree", is_thing=False))
 
 
@@ -45,6 +45,25 @@ def equal_words(monkeypatch):
         return MeteorScores(np.array(values), 0.0)
 
     monkeypatch.setattr(dense_average_precision, "meteor_scores", scores)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """A tiny random BERT in transformers' layout."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ENCODER_WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=24, initializer_range=1.0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -79,46 +98,12 @@ def make_images() -> Callable[..., list[tuple[Record, Record]]]:
     """Random truths and predictions that resemble them."""
 
     def make(count: int, first: int = 0) -> list[tuple[Record, Record]]:
-        return [_image(np.random.default_rng(seed), seed) for seed in range(first, first + count)]
+        return [draw_image(np.random.default_rng(seed), seed) for seed in range(first, first + count)]
 
     return make
 
 
-class Sample(NamedTuple):
-    """What a protocol is tried on: truths, predictions in the same order, and the evaluator's keyword arguments."""
-
-    truth: list[Record]
-    predictions: list[Record]
-    options: dict[str, Any]
-
-
-def _panoptic_sample() -> Sample:
-    pairs = [_image(np.random.default_rng(seed), seed) for seed in range(9)]
-    return Sample([truth for truth, _ in pairs], [prediction for _, prediction in pairs], {})
-
-
-def _attributes_sample() -> Sample:
-    sample = _panoptic_sample()
-    for region in (region for record in sample.truth for region in record.regions):
-        region.attributes = {"colour": ("red", "blue")[region.id % 2], "size": "big"}
-    options = {"judge": _said_words, "attributes": ("colour", "size")}
-    return Sample(sample.truth, sample.predictions, options)
-
-
-def _said_words(caption: str, region: Region, record: Record) -> dict[str, bool | None]:
-    kinds = {"colour": ("red", "blue"), "size": ("big", "small")}
-    said = {name: [word for word in words if word in caption.split()] for name, words in kinds.items()}
-    return {name: region.attributes[name] in found if found else None for name, found in said.items()}
-
-
-SAMPLES: dict[str, Callable[[], Sample]] = {  # protocol -> records it can score; every protocol needs some
-    "panoptic": _panoptic_sample,
-    "panoptic_captioning": _panoptic_sample,
-    "caption_attributes": _attributes_sample,
-}
-
-
-def _image(rng: np.random.Generator, image_id: int) -> tuple[Record, Record]:
+def draw_image(rng: np.random.Generator, image_id: int) -> tuple[Record, Record]:
     truth = np.kron(rng.integers(0, 6, (4, 4)), np.ones((6, 6), int)).astype(np.int32) * 1000
     predicted = np.roll(truth, int(rng.integers(0, 3)), axis=1) + 1
     predicted[:, :2] = 0

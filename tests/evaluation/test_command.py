@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
 
 from locap.datasets.records import write_records
 from locap.entry import main
-from locap.evaluation.runner import evaluate_stored
+from locap.evaluation.panoptic import PanopticQuality
+from locap.evaluation.runner import COLLECT_AFTER, evaluate_stored
+from locap.utils.errors import DataError
 
 from .conftest import CATEGORIES
 
@@ -44,3 +47,14 @@ def test_files_are_scored_without_a_configuration(files, tmp_path, capsys):
 def test_wrong_arguments_say_what_is_allowed(files, capsys, more, message):
     assert main(["evaluate", *files[1], *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluating_leaves_the_garbage_collector_as_it_was(make_images, monkeypatch):
+    seen, before = [], gc.get_threshold()
+    monkeypatch.setattr(PanopticQuality, "warm_up", lambda self: seen.append(gc.get_threshold()[0]))
+    images = make_images(1)
+    evaluate_stored([images[0][0]], [images[0][1]], ["panoptic"], CATEGORIES)
+    with pytest.raises(DataError):
+        evaluate_stored([images[0][0]], [], ["panoptic"], CATEGORIES)
+    assert seen == [COLLECT_AFTER]
+    assert gc.get_threshold() == before

@@ -1,4 +1,4 @@
-"""What holds for every protocol, whoever adds one: `SAMPLES` in conftest.py needs records for it."""
+"""What holds for every protocol, whoever adds one: `SAMPLES` in samples.py needs records for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from locap.evaluation import EVALUATORS
 from locap.utils.errors import DataError
 
-from .conftest import CATEGORIES, SAMPLES
+from .conftest import CATEGORIES
+from .samples import SAMPLES
 
 SHARES = [(1.0,), (0.6, 0.4), (0.0, 1.0), (0.5, 0.1, 0.4, 0.0), (0.0, 0.0, 0.9, 0.1), (0.3, 0.3, 0.3, 0.1)]
 EVERY = [(protocol, variant) for protocol, evaluator in EVALUATORS.items() for variant in evaluator.variants]
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("meteor")
 
 
 @pytest.fixture
-def sample(protocol):
-    assert protocol in SAMPLES, f"tests/evaluation/conftest.py: SAMPLES has no records for the protocol {protocol}"
-    return SAMPLES[protocol]()
+def sample(protocol, variant, request):
+    assert protocol in SAMPLES, f"tests/evaluation/samples.py: SAMPLES has no records for the protocol {protocol}"
+    return SAMPLES[protocol](variant, request)
 
 
 @pytest.fixture

@@ -15,28 +15,10 @@ from locap.evaluation.region_class_similarity import RegionClassSimilarity, answ
 from locap.evaluation.sentence_encoder import SentenceEncoder
 from locap.utils.errors import DataError, UsageError
 
+from .conftest import ENCODER_WORDS
+
 CLASSES = (Category(1, "mug"), Category(2, "baseball_bat"), Category(3, "dog:ear"))
-WORDS = ["red", "mug", ".", "baseball", "bat", "dog", "ear", "the", "a", "blue"]
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A tiny random BERT in transformers' layout."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=24, initializer_range=1.0,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 def evaluate(answers, encoder="nowhere/nothing", truth=None, **options):
@@ -165,7 +147,7 @@ def test_regions_that_do_not_fit(truth, predicted, message):
         RegionClassSimilarity(CLASSES).update(Record(1, 9, 9, regions=truth), Record(1, 9, 9, regions=predicted))
 
 
-texts = st.lists(st.sampled_from([*WORDS, ":", ",", "\U0001f600", "\ud800"]), max_size=5).map(" ".join)
+texts = st.lists(st.sampled_from([*ENCODER_WORDS, ":", ",", "\U0001f600", "\ud800"]), max_size=5).map(" ".join)
 
 
 @FEW
