@@ -17,6 +17,7 @@ from . import (
     dlc_bench,
     expression_masks,
     glamm_regions,
+    localized_narratives,
     muse,
     muse_annotations,
     record_file,
@@ -42,6 +43,7 @@ TRUTHS: dict[str, TruthForm] = {
     "vg_regions": vg.TRUTH,
     "visual_genome": vg.RAW_TRUTH,
     "coco_detection": coco_detection.TRUTH,
+    "localized_narratives": localized_narratives.TRUTH,
 }
 PREDICTIONS: dict[str, PredictionForm] = {
     "records": record_file.PREDICTIONS,
@@ -56,6 +58,7 @@ PREDICTIONS: dict[str, PredictionForm] = {
     "grit_results_by_logit": vg.GRIT_BY_LOGIT,
     "vg_results": vg.PREDICTIONS,
     "coco_detection": coco_detection.PREDICTIONS,
+    "localized_narratives": localized_narratives.PREDICTIONS,
 }
 Form = TypeVar("Form", TruthForm, PredictionForm)
 

@@ -249,18 +249,7 @@ def _random(rng, count):
 
 def _real_records(coco_mini):
     path = coco_mini / "localized_narratives" / "coco_val_localized_narratives.jsonl"
-    sizes = json.loads((coco_mini / "visual_genome" / "image_data.json").read_text())
-    records = {str(body["image_id"]): Record(body["image_id"], body["height"], body["width"]) for body in sizes}
-    for line in path.read_text().splitlines():
-        body = json.loads(line)
-        record = records[body["image_id"]]
-        words = tuple(TimedWord(u["utterance"], u["start_time"], u["end_time"]) for u in body["timed_caption"])
-        traces = tuple(
-            tuple((point["x"] * record.width, point["y"] * record.height, point["t"]) for point in stroke)
-            for stroke in body["traces"]
-        )
-        record.narratives += (Narrative(body["caption"], words, traces),)
-    return [record for record in records.values() if record.narratives]
+    return load_ground_truth(path, coco_mini / "val2017")[0]
 
 
 def _at_centre(record):
