@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..datasets.records import Category, Record, Region
+from .matching.segments import MATCH_IOU, measure_overlap
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table
-from .segments import MATCH_IOU, measure_overlap
 
 ATTRIBUTES = ("size", "colour", "texture", "shape", "relation")
 Judge = Callable[[str, Region, Record], Mapping[str, bool | None]]

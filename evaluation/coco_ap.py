@@ -40,13 +40,13 @@ from pycocotools import mask as coco_mask
 
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError, UsageError
-from .coco_backends import BACKENDS, CocoImage, coco_curves
-from .coco_matches import MATCH_COLUMNS, match_rows
-from .coco_summary import Summary, add_figures, add_tables, detection_summaries, keypoint_summaries
+from .coco.backends import BACKENDS, CocoImage, coco_curves
+from .coco.matches import MATCH_COLUMNS, match_rows
+from .coco.summary import Summary, add_figures, add_tables, detection_summaries, keypoint_summaries
+from .matching.region_geometry import Box, place, region_box, region_mask
 from .option_values import ascending_counts, numbers, one_of
-from .region_geometry import Box, place, region_box, region_mask
+from .ranking.voc_ap import add_voc_figures
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table, first_ids
-from .voc_ap import add_voc_figures
 
 COCO_SIGMAS = tuple(
     float(sigma) for sigma in np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000

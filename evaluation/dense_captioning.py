@@ -39,11 +39,11 @@ import numpy as np
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError, UsageError
 from . import dense_captioning_upstream as upstream
-from .assignment import NOTHING, take_best_free
 from .captions import warm_up
-from .dense_average_precision import IOU_THRESHOLDS, add_average_precision, pool, region_table
-from .frames import count_frames, frame_notes
-from .region_groups import box_iou, merge_groups, region_box
+from .matching.assignment import NOTHING, take_best_free
+from .matching.frames import count_frames, frame_notes
+from .matching.region_groups import box_iou, merge_groups, region_box
+from .ranking.dense_average_precision import IOU_THRESHOLDS, add_average_precision, pool, region_table
 from .results import ImageEvaluator, ImageId, ProtocolResult
 
 METEOR_OF = ("matches", "all")

@@ -38,9 +38,9 @@ from typing import Any
 
 import numpy as np
 
-from .average_precision import ADDED_POINTS, HUNDRED_POINTS
-from .frames import DENSECAP_SIDE
-from .region_groups import box_iou, merge_groups
+from .matching.frames import DENSECAP_SIDE
+from .matching.region_groups import box_iou, merge_groups
+from .ranking.average_precision import ADDED_POINTS, HUNDRED_POINTS
 
 MAX_WORDS = 15
 NO_GROUP = -1

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from ..datasets.records import Record, Region, Rle
 from ..utils.errors import DataError
-from .mask_scores import MaskPair, published_scores
-from .masks import box_of, checked_mask, mask_overlap
+from .matching.mask_scores import MaskPair, published_scores
+from .matching.masks import box_of, checked_mask, mask_overlap
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table, first_ids
 
 Box = tuple[float, float, float, float]

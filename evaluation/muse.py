@@ -36,8 +36,8 @@ from typing import Any, ClassVar
 
 from ..datasets.records import Category, Record
 from ..utils.errors import UsageError
-from .mask_scores import MaskPair, published_scores
-from .muse_matching import draw_points
+from .matching.mask_scores import MaskPair, published_scores
+from .matching.muse_matching import draw_points
 from .muse_questions import ImageMasks, Pair, make_pairs, pair_from_json, paired_questions, substitute
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table
 

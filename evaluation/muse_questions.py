@@ -11,8 +11,8 @@ import numpy as np
 from ..datasets.records import Record, Region, Turn, read_logits
 from ..utils.errors import DataError
 from .expressions import require_unique
-from .masks import dense_mask
-from .muse_matching import assign, pair_cost, sample
+from .matching.masks import dense_mask
+from .matching.muse_matching import assign, pair_cost, sample
 from .results import first_ids
 
 BINARY_LOGIT = 10.0  # of a mask that is not soft

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..datasets.records import Category, Record
+from .matching.segments import Matching, Overlap, match_segments, measure_overlap
 from .results import ImageEvaluator, ProtocolResult, Table
-from .segments import Matching, Overlap, match_segments, measure_overlap
 
 
 @dataclass(slots=True)

@@ -30,8 +30,6 @@ import numpy as np
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError
 from . import panoptic_captioning_upstream as upstream
-from .assignment import NOTHING, take_best_free
-from .average_precision import average_precision
 from .captions import (
     CAPTION_METRICS,
     CaptionScores,
@@ -41,9 +39,11 @@ from .captions import (
     tokenize_pairs,
     warm_up,
 )
+from .matching.assignment import NOTHING, take_best_free
+from .matching.segments import Matching, Overlap, forgiven_predictions, match_segments, measure_overlap
 from .panoptic import add_panoptic_quality, panoptic_entry
+from .ranking.average_precision import average_precision
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table
-from .segments import Matching, Overlap, forgiven_predictions, match_segments, measure_overlap
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)

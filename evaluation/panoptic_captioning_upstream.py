@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..datasets.records import Category, Record
-from .average_precision import average_precision
 from .captions import ngram, tokenize_pairs
+from .matching.segments import Matching, Overlap
 from .panoptic import add_panoptic_quality
+from .ranking.average_precision import average_precision
 from .results import ImageId, ProtocolResult, Table
-from .segments import Matching, Overlap
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 SCORE_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)

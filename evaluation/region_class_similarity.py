@@ -25,9 +25,9 @@ import numpy as np
 
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError, LocapError
-from .region_pairs import pair_by_id
+from .encoders.sentence_encoder import MINILM, SentenceEncoder
+from .matching.region_pairs import pair_by_id
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table
-from .sentence_encoder import MINILM, SentenceEncoder
 
 FIGURES = ("similarity", "semantic_iou")
 REGION_COLUMNS = ("image_id", "region_id", "category", "text", *FIGURES, "prediction")

@@ -32,12 +32,12 @@ import numpy as np
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import DataError, LocapError
 from .captions import ptb
-from .clip_scorer import ClipScorer
+from .encoders.clip_scorer import ClipScorer
+from .matching.region_geometry import region_box
+from .matching.region_pairs import answers_prompts, pair_by_id, pair_by_overlap
 from .option_values import one_of
-from .region_geometry import region_box
-from .region_pairs import answers_prompts, pair_by_id, pair_by_overlap
+from .ranking.retrieval import Rank, TokenRetrieval, rank_own
 from .results import ImageEvaluator, ImageId, ProtocolResult, Table
-from .retrieval import Rank, TokenRetrieval, rank_own
 
 PAIRINGS = ("auto", "id", "iou")
 FIGURES: dict[str, Callable[[Rank], float]] = {

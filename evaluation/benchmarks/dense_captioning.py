@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...datasets.records import Record
-from ..dense_average_precision import IOU_THRESHOLDS, METEOR_THRESHOLDS
 from ..dense_captioning import DenseCaptioning
+from ..ranking.dense_average_precision import IOU_THRESHOLDS, METEOR_THRESHOLDS
 from .boxes import draw_captioned_boxes
 from .jar import LockStepMeteor
 from .pairwise import Pairs, Scorer, compare_with_loops, loop_average_precision

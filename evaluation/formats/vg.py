@@ -26,7 +26,7 @@ from typing import Any
 from ...datasets.records import Category, Record, Region
 from ...utils.errors import DataError
 from ...utils.untrusted import read_json, shown
-from ..frames import DENSECAP_SIDE
+from ..matching.frames import DENSECAP_SIDE
 from ..results import ImageId, first_ids
 from . import glamm_regions
 from .form import PredictionForm, Truth, TruthForm, first_item, get

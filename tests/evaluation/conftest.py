@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from locap.datasets.records import Category, Record, Region
-from locap.evaluation import captions, dense_average_precision
+from locap.evaluation import captions
 from locap.evaluation.captions.meteor import Meteor, MeteorScores, shared_meteor
+from locap.evaluation.ranking import dense_average_precision
 from locap.utils.errors import MissingDependencyError
 
 from .chat_server import server  # noqa: F401 - a fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from locap.evaluation.average_precision import ADDED_POINTS, HUNDRED_POINTS, average_precision
+from locap.evaluation.ranking.average_precision import ADDED_POINTS, HUNDRED_POINTS, average_precision
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,8 @@ def test_back_ends_agree(images, variant, masks):
 @FEW
 @given(scenes())
 def test_matches_are_those_of_pycocotools(images):
-    from locap.evaluation.coco_backends import coco_curves
-    from locap.evaluation.coco_matches import match
+    from locap.evaluation.coco.backends import coco_curves
+    from locap.evaluation.coco.matches import match
 
     evaluator = BoxAveragePrecision(CLASSES)
     for pair in images:

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from locap.datasets.records import Record, Region, encode_mask
-from locap.evaluation import dense_average_precision
 from locap.evaluation import dense_captioning_upstream as upstream
 from locap.evaluation.dense_captioning import DenseCaptioning
+from locap.evaluation.ranking import dense_average_precision
 from locap.utils.errors import DataError, UsageError
 
 from .dense_scenes import WORDS, breakdown, dense_images, detection, evaluate, grid_image, one_image

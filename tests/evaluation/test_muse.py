@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from locap.datasets.records import Record, Region, Turn, decode_mask, encode_mask, read_logits, write_records
 from locap.entry import main
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.matching.muse_matching import draw_points, pair_cost, sample
 from locap.evaluation.muse import MuseQuestions
-from locap.evaluation.muse_matching import draw_points, pair_cost, sample
 from locap.evaluation.muse_questions import raw_areas
 from locap.evaluation.runner import evaluate_stored
 from locap.utils.errors import DataError, UsageError

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from locap.datasets.records import Record, Region, encode_mask
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.matching.segments import joint_histogram, measure_overlap, panoptic_ids
 from locap.evaluation.panoptic import PanopticQuality, count_classes
-from locap.evaluation.segments import joint_histogram, measure_overlap, panoptic_ids
 from locap.utils.errors import DataError
 
 from .conftest import CATEGORIES

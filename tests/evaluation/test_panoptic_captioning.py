@@ -8,10 +8,10 @@ import pytest
 
 from locap.datasets.records import Record, Region
 from locap.evaluation import captions
-from locap.evaluation.assignment import NOTHING
 from locap.evaluation.captions import java, ptb
 from locap.evaluation.captions.meteor import Meteor
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.matching.assignment import NOTHING
 from locap.evaluation.panoptic_captioning import PanopticCaptioning, take_segments
 from locap.evaluation.panoptic_captioning_upstream import character_meteor
 from locap.utils.errors import DataError, MissingDependencyError, UsageError

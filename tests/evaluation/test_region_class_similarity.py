@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from locap.datasets.records import Category, Record, Region, write_records
 from locap.entry import main
+from locap.evaluation.encoders.sentence_encoder import SentenceEncoder
 from locap.evaluation.region_class_similarity import RegionClassSimilarity, answer_text, class_name, word_iou
-from locap.evaluation.sentence_encoder import SentenceEncoder
 from locap.utils.errors import DataError, UsageError
 
 from .conftest import ENCODER_WORDS

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from locap.datasets.records import Record, Region, encode_mask
 from locap.evaluation.captions import ptb
-from locap.evaluation.clip_scorer import ClipScorer, crop
-from locap.evaluation.region_pairs import answers_prompts, pair_by_overlap, region_overlaps
-from locap.evaluation.retrieval import Rank, TokenRetrieval, rank_own
+from locap.evaluation.encoders.clip_scorer import ClipScorer, crop
+from locap.evaluation.matching.region_pairs import answers_prompts, pair_by_overlap, region_overlaps
+from locap.evaluation.ranking.retrieval import Rank, TokenRetrieval, rank_own
 from locap.evaluation.uniqueness import Uniqueness
 from locap.utils.errors import DataError, UsageError
 

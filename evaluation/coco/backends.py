@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.errors import MissingDependencyError
+from ...utils.errors import MissingDependencyError
 
 BACKENDS = ("faster", "pycocotools")
 Annotation = dict[str, Any]

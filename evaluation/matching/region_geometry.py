@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pycocotools import mask as coco_mask
 
-from ..datasets.records import Record, Region, Rle, encode_mask
-from ..utils.errors import DataError
+from ...datasets.records import Record, Region, Rle, encode_mask
+from ...utils.errors import DataError
 from .masks import checked_mask
 
 Box = tuple[float, float, float, float]  # x, y, width, height

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..datasets.records import Record, Region
-from ..utils.errors import DataError
+from ...datasets.records import Record, Region
+from ...utils.errors import DataError
+from ..results import first_ids
 from .region_geometry import region_box, region_mask
-from .results import first_ids
 
 MATCH_IOU = 0.5  # a match needs more
 

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from ..datasets.records import Record, Region, box_of_mask
-from ..utils.errors import DataError
+from ...datasets.records import Record, Region, box_of_mask
+from ...utils.errors import DataError
 
 MERGE_IOU = 0.7
 

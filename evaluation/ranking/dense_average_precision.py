@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .assignment import NOTHING
+from ..captions import meteor_scores
+from ..dense_captioning_upstream import Rules
+from ..matching.assignment import NOTHING
+from ..results import ImageId, ProtocolResult, Table
 from .average_precision import average_precision
-from .captions import meteor_scores
-from .dense_captioning_upstream import Rules
-from .results import ImageId, ProtocolResult, Table
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.errors import UsageError
-from ..utils.hub import resolve
-from ..utils.untrusted import read_json, shown
+from ...utils.errors import UsageError
+from ...utils.hub import resolve
+from ...utils.untrusted import read_json, shown
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_TOKENS = 256  # of all-MiniLM-L6-v2

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..datasets.records import Rle, decode_mask
-from ..utils.errors import DataError, LocapError
-from ..utils.untrusted import compressed_rle
+from ...datasets.records import Rle, decode_mask
+from ...utils.errors import DataError, LocapError
+from ...utils.untrusted import compressed_rle
 
 
 def checked_mask(mask: Rle, height: int, width: int, where: str) -> Rle:

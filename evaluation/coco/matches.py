@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .coco_backends import CocoCurves, CocoImage
-from .results import ImageId
+from ..results import ImageId
+from .backends import CocoCurves, CocoImage
 
 MATCH_IOU = 0.5
 MATCH_COLUMNS = ("image_id", "category_id", "predicted_id", "score", "truth_id", "overlap", "ignored")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .coco_backends import CocoCurves
-from .results import ProtocolResult, Table
+from ..results import ProtocolResult, Table
+from .backends import CocoCurves
 
 ALL = 0  # index of the area "all"
 

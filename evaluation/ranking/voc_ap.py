@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..datasets.records import Category
+from ...datasets.records import Category
+from ..results import ProtocolResult, Table
 from .average_precision import average_precision
-from .results import ProtocolResult, Table
 
 IOU = 0.5
 ELEVEN_RECALLS = np.arange(0.0, 1.1, 0.1)  # as the devkit adds them up: the fourth is just above 0.3

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.errors import UsageError
-from ..utils.hub import resolve
-from ..utils.untrusted import shown
-from .region_geometry import Box
+from ...utils.errors import UsageError
+from ...utils.hub import resolve
+from ...utils.untrusted import shown
+from ..matching.region_geometry import Box
 
 
 class ClipScorer:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.records import Record, Region
-from ..utils.errors import DataError
-from ..utils.untrusted import rle_runs
-from .results import first_ids
+from ...datasets.records import Record, Region
+from ...utils.errors import DataError
+from ...utils.untrusted import rle_runs
+from ..results import first_ids
 
 VOID = 0
 GREATEST_ID = 2**31 - 1

@@ -1,0 +1,1 @@
+"""COCO's average precision by the programs that define it."""

@@ -1,0 +1,1 @@
+"""What overlaps what, and who is paired with whom."""
