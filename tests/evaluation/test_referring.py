@@ -373,13 +373,24 @@ def test_a_prediction_may_be_missing_in_a_file_of_masks(tmp_path):
     assert (result.figures["giou"], result.counts["unanswered"]) == (0.5, 1)
 
 
+def test_a_file_of_masks_may_begin_with_an_image_without_expressions_and_lack_sentences(tmp_path):
+    masks = [{name: value for name, value in body.items() if name != "sentence"} for body in MASKS[0]["expressions"]]
+    path = written(
+        tmp_path, "masks.json", [MASKS[0] | {"image_id": 2, "expressions": []}, MASKS[0] | {"expressions": masks}]
+    )
+    truth, _ = load_ground_truth(path)
+    result = score(truth, load_predictions(path, truth), "reason_seg", "upstream")
+    assert (result.counts["images"], result.counts["expressions"]) == (2, 2)
+    assert result.figures["giou"] == pytest.approx(0.5, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
         ((0, "expressions", 1), "b", r"expressions\[1\]"),
         ((0, "expressions", 1, "target"), None, r'"target" is missing(.|\n)*expressions\[1\]'),
         ((0, "expressions", 0, "prediction"), "abc", '"prediction" is missing'),
-        ((0, "expressions", 0, "sentence"), None, '"sentence" is missing'),
+        ((0, "expressions", 0, "sentence"), 5, '"sentence" is missing'),
         ((0, "width"), 2.5, '"width" is missing'),
     ],
 )
