@@ -94,6 +94,7 @@ class DenseCaptioning(ImageEvaluator):
         where = f"image_id {record.image_id}"
         truth, counts = read_truth(record, self.variant, f"{where}, ground truth")
         detections, more = read_detections(prediction, self.variant, f"{where}, prediction")
+        counts["images_without_detections"] = int(not detections.ids)
         counts |= more | count_frames(truth.boxes, detections.boxes, record.height, record.width)
         rules = upstream.RULES.get(self.variant)
         if rules is None:
@@ -249,6 +250,10 @@ def _add_counts(result: ProtocolResult, counts: Sequence[Mapping[str, int]], gro
     result.notes += frame_notes(total, total["predicted"])
     if unscored := total["predicted_without_score"]:
         result.notes.append(f"{unscored} detections carry no score and were ranked as 1.0")
+    if result.variant not in ("standard", "pixelllm") and (bare := total["images_without_detections"]):
+        result.notes.append(
+            f"{bare} images have no detection: their groups were missed; the published evaluator does not run on them"
+        )
     if left := total["images_left_out"]:
         result.notes.append(
             f"{left} images without a usable ground-truth region, and their {total['predicted_left_out']} detections, "

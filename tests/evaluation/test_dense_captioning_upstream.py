@@ -185,6 +185,15 @@ class TestPublishedRules:
         assert "were left out" in result.notes[-1]
         assert evaluate(images, "pixelllm").counts["groups"] == 2
 
+    def test_an_image_without_detections_has_missed_groups(self, equal_words):
+        images = [(grid_image(["a"], 1), grid_image(["a"], 1)), (grid_image(["a"], 2), grid_image([], 2))]
+        results = {variant: evaluate(images, variant) for variant in EVERY_VARIANT}
+        assert {r.counts["groups"] for r in results.values()} == {2}
+        assert {r.counts["images_without_detections"] for r in results.values()} == {1}
+        assert all(0.5 <= r.figures["detection_map"] <= 0.51 for r in results.values())
+        told = {variant for variant, r in results.items() if any("does not run" in note for note in r.notes)}
+        assert told == {"densecap", "densecap_float", "soloist97"}
+
     def test_empty_boxes_of_the_truth_make_a_group_only_in_densecap(self, equal_words):
         truth = [Region(1, 1, box_xyxy=(10, 10, 10, 40), captions=("a",)), *grid_image(["b"]).regions]
         found = {
