@@ -42,7 +42,7 @@ from . import dense_captioning_upstream as upstream
 from .captions import warm_up
 from .matching.assignment import NOTHING, take_best_free
 from .matching.frames import count_frames, frame_notes
-from .matching.region_groups import box_iou, merge_groups, region_box
+from .matching.region_groups import box_iou, merge_groups, region_box, sides_of
 from .ranking.dense_average_precision import IOU_THRESHOLDS, add_average_precision, pool, region_table
 from .results import ImageEvaluator, ImageId, ProtocolResult
 
@@ -73,6 +73,8 @@ class DenseCaptioning(ImageEvaluator):
         if meteor not in METEOR_OF:
             raise UsageError("There is no such choice of captions.", value=meteor, allowed=", ".join(METEOR_OF))
         self.every_meteor = meteor == "all"
+        if variant == "pixelllm" and image_order is not None:
+            self.image_order = upstream.set_order(image_order)
 
     def warm_up(self) -> None:
         """Start METEOR in the background."""
@@ -92,18 +94,20 @@ class DenseCaptioning(ImageEvaluator):
         where = f"image_id {record.image_id}"
         truth, counts = read_truth(record, self.variant, f"{where}, ground truth")
         detections, more = read_detections(prediction, self.variant, f"{where}, prediction")
+        counts["images_without_detections"] = int(not detections.ids)
         counts |= more | count_frames(truth.boxes, detections.boxes, record.height, record.width)
         rules = upstream.RULES.get(self.variant)
         if rules is None:
             entry = match_standard(truth, detections)
         elif rules.densecap_text and not truth.captions:
             counts |= {"images_left_out": 1, "predicted_left_out": len(detections.ids)}
-            detections = Detections([], [], [], np.zeros((0, 4)))
+            detections = Detections([], [], [], np.zeros((0, 4)), np.zeros((0, 2)))
             entry = match_standard(truth, detections)
         else:
             captions = [texts[0] for texts in truth.captions]
             size = (record.height, record.width)
-            found = upstream.match(rules, truth.boxes, captions, detections.boxes, detections.captions, size)
+            boxes = [np.concatenate([side.boxes[:, :2], side.sides], 1) for side in (truth, detections)]
+            found = upstream.match(rules, boxes[0], captions, boxes[1], detections.captions, size)
             entry = upstream.entry_of(found, IOU_THRESHOLDS)
         return entry | {"ids": detections.ids, "scores": detections.scores, "counts": counts}
 
@@ -113,11 +117,12 @@ class TrueRegions:
     """The T regions of one image that a variant counts.
 
     Attributes:
-        boxes: float64 [T, 4], original pixels.
+        boxes, sides: float64 [T, 4] and [T, 2] (width, height), original pixels.
         captions: what is said about each; exactly one text in the published variants.
     """
 
     boxes: np.ndarray
+    sides: np.ndarray
     captions: list[list[str]]
 
 
@@ -128,13 +133,14 @@ class Detections:
     Attributes:
         ids, captions: of each.
         scores: None where there is none.
-        boxes: float64 [P, 4], original pixels.
+        boxes, sides: float64 [P, 4] and [P, 2] (width, height), original pixels.
     """
 
     ids: list[int]
     scores: list[float | None]
     captions: list[str]
     boxes: np.ndarray
+    sides: np.ndarray
 
 
 def read_truth(record: Record, variant: str, where: str) -> tuple[TrueRegions, dict[str, int]]:
@@ -144,7 +150,7 @@ def read_truth(record: Record, variant: str, where: str) -> tuple[TrueRegions, d
         DataError: a region has no finite box.
     """
     counts: Counter[str] = Counter(truth=len(record.regions))
-    boxes, captions = [], []
+    boxes, sides, captions = [], [], []
     for region in record.regions:
         box = region_box(record, region, f"{where}, region {region.id}")
         flaw = "truth_crowds" if region.is_crowd and variant != "pixelllm" else _flaw(box, variant)
@@ -153,14 +159,17 @@ def read_truth(record: Record, variant: str, where: str) -> tuple[TrueRegions, d
             continue
         counts["truth_without_caption"] += not any(text.strip() for text in region.captions)
         kept = _captions(region, variant)
-        if variant == "standard":
-            boxes.append(box)
-            captions.append(kept)
-        else:
-            boxes += [box] * len(kept)
-            captions += [[text] for text in kept]
+        if variant != "standard":
             counts["truth_over_15_words"] += max(len(region.captions), 1) - len(kept)
-    return TrueRegions(np.array(boxes, np.float64).reshape(-1, 4), captions), dict(counts)
+        together = [kept] if variant == "standard" else [[text] for text in kept]
+        boxes += [box] * len(together)
+        sides += [sides_of(region, box)] * len(together)
+        captions += together
+    return TrueRegions(_rows(boxes, 4), _rows(sides, 2), captions), dict(counts)
+
+
+def _rows(values: Sequence[Sequence[float]], width: int) -> np.ndarray:
+    return np.array(values, np.float64).reshape(-1, width)
 
 
 def _flaw(box: Sequence[float], variant: str) -> str | None:
@@ -200,7 +209,8 @@ def read_detections(prediction: Record, variant: str, where: str) -> tuple[Detec
         for region in prediction.regions
     ]
     rows.sort(key=lambda row: row[:3] if variant == "standard" else row[0])
-    boxes = np.array([row[1] for row in rows], np.float64).reshape(-1, 4)
+    boxes = _rows([row[1] for row in rows], 4)
+    sides = _rows([sides_of(row[3], row[1]) for row in rows], 2)
     counts = {
         "predicted": len(rows),
         "predicted_without_caption": sum(not row[2].strip() for row in rows),
@@ -208,7 +218,7 @@ def read_detections(prediction: Record, variant: str, where: str) -> tuple[Detec
         "predicted_boxes_empty": int((boxes[:, 2:] <= boxes[:, :2]).any(1).sum()),
     }
     scores = [None if row[3].score is None else float(row[3].score) for row in rows]
-    return Detections([row[3].id for row in rows], scores, [row[2] for row in rows], boxes), counts
+    return Detections([row[3].id for row in rows], scores, [row[2] for row in rows], boxes, sides), counts
 
 
 def match_standard(truth: TrueRegions, detections: Detections) -> dict[str, Any]:
@@ -240,6 +250,10 @@ def _add_counts(result: ProtocolResult, counts: Sequence[Mapping[str, int]], gro
     result.notes += frame_notes(total, total["predicted"])
     if unscored := total["predicted_without_score"]:
         result.notes.append(f"{unscored} detections carry no score and were ranked as 1.0")
+    if result.variant not in ("standard", "pixelllm") and (bare := total["images_without_detections"]):
+        result.notes.append(
+            f"{bare} images have no detection: their groups were missed; the published evaluator does not run on them"
+        )
     if left := total["images_left_out"]:
         result.notes.append(
             f"{left} images without a usable ground-truth region, and their {total['predicted_left_out']} detections, "

@@ -22,11 +22,14 @@ interpolated at 100 recalls 0 … 0.99. They differ in this:
     overlap asks for none; curves in float32.
 ``pixelllm``
     Scenic's evaluator. Original pixels, captions as they are, nothing left out, crowds included. Boxes are merged in
-    float32. A good detection whose group has an empty caption counts as described perfectly. Float32 curves.
+    float32, as (x, y, width, height). A good detection whose group has an empty caption counts as described perfectly.
+    Float32 curves.
 
-Equal scores stay in the order of the file. A ground-truth box that is inverted is left out and counted (the originals
-stop or count nonsense); an empty one is kept where the original keeps it, in a group that hardly any box can reach.
-Boxes that leave the image are used as they are, except for the clamping above.
+Equal scores stay in the order of the file; in ``pixelllm``, those of different images in the order of a Python set of
+the image ids (the sorting of the others is not stable). A ground-truth box that is inverted is left out and counted
+(the originals stop or count nonsense); an empty one is kept where the original keeps it, in a group that hardly any box
+can reach. Boxes that leave the image are used as they are, except for the clamping above. Groups of an image without
+detections are missed ones; ``densecap`` and ``soloist97`` do not run on such an image.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ from typing import Any
 import numpy as np
 
 from .matching.frames import DENSECAP_SIDE
-from .matching.region_groups import box_iou, merge_groups
+from .matching.region_groups import box_iou, merge_groups, sized_box_iou
 from .ranking.average_precision import ADDED_POINTS, HUNDRED_POINTS
+from .results import ImageId
 
 MAX_WORDS = 15
 NO_GROUP = -1
@@ -58,7 +62,7 @@ class Rules:
     Attributes:
         densecap_text: captions of the ground truth are cleaned and long ones left out.
         densecap_frame: boxes stand in the 720-pixel frame and IoU counts the far pixel.
-        merge_type: the type in which boxes are merged.
+        sized_boxes: boxes are (x, y, width, height) throughout, and merged in float32.
         last_group: a detection without overlap takes the last group.
         empty_matches: a good detection of a group with an empty caption is described perfectly.
         recall_points, curve, total: as in `average_precision`.
@@ -66,7 +70,7 @@ class Rules:
 
     densecap_text: bool
     densecap_frame: bool
-    merge_type: type[np.floating]
+    sized_boxes: bool
     last_group: bool
     empty_matches: bool
     recall_points: np.ndarray
@@ -81,10 +85,10 @@ _TORCH_POINTS = np.where(
 )
 
 RULES = {
-    "densecap": Rules(True, True, np.float64, True, False, ADDED_POINTS, np.float64, np.float64),
-    "densecap_float": Rules(True, True, np.float64, True, False, ADDED_POINTS, np.float32, np.float64),
-    "pixelllm": Rules(False, False, np.float32, False, True, HUNDRED_POINTS, np.float32, np.float32),
-    "soloist97": Rules(True, False, np.float64, False, False, _TORCH_POINTS, np.float32, np.float64),
+    "densecap": Rules(True, True, False, True, False, ADDED_POINTS, np.float64, np.float64),
+    "densecap_float": Rules(True, True, False, True, False, ADDED_POINTS, np.float32, np.float64),
+    "pixelllm": Rules(False, False, True, False, True, HUNDRED_POINTS, np.float32, np.float32),
+    "soloist97": Rules(True, False, False, False, False, _TORCH_POINTS, np.float32, np.float64),
 }
 
 
@@ -118,17 +122,17 @@ def is_kept(caption: str) -> bool:
 
 
 def frame_truth(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return ground-truth boxes (x0, y0, x1, y1) [N, 4] as (xc, yc, width, height) in densecap's frame, from 1."""
+    """Return ground-truth boxes (x, y, width, height) [N, 4] as (xc, yc, width, height) in densecap's frame, from 1."""
     scale = DENSECAP_SIDE / max(height, width)
     corner = np.clip(_round(scale * (boxes[:, :2] - 1) + 1), 1, DENSECAP_SIDE - 1)
-    sides = np.minimum(_round(scale * (boxes[:, 2:] - boxes[:, :2])), DENSECAP_SIDE - corner)
+    sides = np.minimum(_round(scale * boxes[:, 2:]), DENSECAP_SIDE - corner)
     return np.concatenate([corner + np.floor(sides / 2), sides], 1)
 
 
 def frame_predictions(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return predicted boxes (x0, y0, x1, y1) [N, 4] as (xc, yc, width, height) in densecap's frame, from 1."""
+    """Return predicted boxes (x, y, width, height) [N, 4] as (xc, yc, width, height) in densecap's frame, from 1."""
     scale = DENSECAP_SIDE / max(height, width)
-    sides = scale * (boxes[:, 2:] - boxes[:, :2])
+    sides = scale * boxes[:, 2:]
     return np.concatenate([scale * boxes[:, :2] + 1 + (sides - 1) / 2, sides], 1)
 
 
@@ -145,6 +149,11 @@ def _round(values: np.ndarray) -> np.ndarray:
     return whole + np.sign(values) * (np.abs(values - whole) >= 0.5)
 
 
+def set_order(image_ids: Sequence[ImageId]) -> list[ImageId]:
+    """Return the ids in the order in which Python walks a set of them; texts, whose order changes, as they are."""
+    return list(set(image_ids)) if all(isinstance(image_id, int) for image_id in image_ids) else list(image_ids)
+
+
 def match(
     rules: Rules,
     truth: np.ndarray,
@@ -157,18 +166,18 @@ def match(
 
     Args:
         rules: of the variant.
-        truth: float64 [T, 4], the regions that `rules` keeps, in original pixels.
+        truth: float64 [T, 4], the regions that `rules` keeps, (x, y, width, height) in original pixels.
         references: their captions, already as `rules` wants them.
-        predicted: float64 [P, 4], in original pixels, sorted by score.
+        predicted: float64 [P, 4], the same of the detections, sorted by score.
         captions: what the detections say.
         size: (height, width) of the image.
     """
-    extra = 1.0 if rules.densecap_frame else 0.0
     if rules.densecap_frame:
         truth, predicted = box_ends(frame_truth(truth, *size)), box_ends(frame_predictions(predicted, *size))
-    members, merged = _merge(rules, truth, extra)
-    iou = box_iou(predicted, merged, extra=extra)
-    best, value = _best(iou)
+    elif not rules.sized_boxes:
+        truth, predicted = (np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1) for b in (truth, predicted))
+    members, merged = _merge(rules, truth)
+    best, value = _best(_iou(rules, predicted, merged))
     asked = np.where(best == NO_GROUP, len(members) - 1, best) if rules.last_group else best
     good = np.zeros(len(asked), bool)
     good[np.unique(asked, return_index=True)[1]] = True
@@ -177,19 +186,21 @@ def match(
     return _describe_empty(rules, Matches(groups, best, value, good, list(captions)))
 
 
-def _merge(rules: Rules, truth: np.ndarray, extra: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the members of each group and the groups' boxes, float64 [G, 4]."""
-    boxes = truth.astype(rules.merge_type)
-    iou = box_iou(boxes, boxes, extra=extra)
+def _iou(rules: Rules, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    if rules.sized_boxes:
+        return sized_box_iou(first, second)
+    return box_iou(first, second, extra=1.0 if rules.densecap_frame else 0.0)
+
+
+def _merge(rules: Rules, truth: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the members of each group and the groups' boxes [G, 4]."""
+    boxes = truth.astype(np.float32) if rules.sized_boxes else truth
+    iou = _iou(rules, boxes, boxes)
     if rules.densecap_frame:
         np.fill_diagonal(iou, 1.0)  # so an empty box is a group too
     members = merge_groups(iou)
     if not members:
         return members, np.zeros((0, 4))
-    if rules.merge_type is np.float32:  # the mean of x, y, width, height, in float32
-        sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        merged = np.stack([sides[group].mean(0) for group in members]).astype(np.float64)
-        return members, np.concatenate([merged[:, :2], merged[:, :2] + merged[:, 2:]], 1)
     merged = np.stack([boxes[group].mean(0) for group in members])
     return members, merged.astype(np.float32).astype(np.float64) if rules.densecap_frame else merged
 

@@ -142,7 +142,8 @@ def match(logits: np.ndarray, targets: np.ndarray, points: np.ndarray | None) ->
     if not len(logits) or not len(targets):
         return []
     if points is not None:
-        return assign(pair_cost(sample(logits, points), sample(targets.astype(np.float32), points)))
+        cost = pair_cost(sample(logits, points), sample(targets.astype(np.float32), points))
+        return assign(cost.astype(np.float32))  # as published: which of two identical masks is taken depends on it
     return assign(pair_cost(logits.reshape(len(logits), -1), targets.reshape(len(targets), -1)))
 
 

@@ -16,7 +16,8 @@ Variant ``pixelllm``
     The published RefCocoEvaluator of PixelLLM (scenic), number for number: ``box_precision@0.5`` is its
     box_Precision@1, ``precision@0.5`` its seg_AP, ``mask_box_precision@0.5`` its seg_box_Precision@1. IoU is
     I / (U + 1e-6) of boxes, I / (U + 1e-5) of masks, cIoU is mean I / (mean U + 1e-5). Expressions that were not
-    answered, and those whose id is not above 0, have no part in any mean; both are counted.
+    answered have no part in any mean and are counted. The published program never writes an answer to an id that is
+    not above 0, but scores those that a file has; so does this, and counts them (``answered_not_above_zero``).
 
 Variant ``pixellm``
     ``giou`` and ``ciou`` of the published ``validate`` of PixelLM (also LISA's), float32 sums included
@@ -61,8 +62,9 @@ class ReferringExpressions(ExpressionEvaluator):
         """Return the figures of the module's description."""
         result = super().compute()
         if self.variant == "pixelllm":
-            ids = result.regions.columns.index("expression_id")
-            result.counts["ids_not_above_zero"] = sum(row[ids] <= 0 for row in result.regions.rows)
+            expression, answered = map(result.regions.columns.index, ("expression_id", "answered"))
+            low = sum(row[expression] <= 0 and row[answered] for row in result.regions.rows)
+            result.counts["answered_not_above_zero"] = low
             if result.counts["unanswered"]:
                 result.notes.append("unanswered expressions have no part in these means, as in the published code")
         return result
@@ -72,7 +74,7 @@ class ReferringExpressions(ExpressionEvaluator):
             return score_published(images)
         outcomes = [outcome for image in images for outcome in image]
         if self.variant == "pixelllm":
-            kept = [outcome for outcome in outcomes if outcome.answered and outcome.id > 0]
+            kept = [outcome for outcome in outcomes if outcome.answered]
             return score_exactly(kept, PIXELLLM, MASK_THRESHOLDS[:1])
         return score_exactly(outcomes, EXACT, MASK_THRESHOLDS)
 

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import os
 import queue
+import string
 import subprocess
 import tempfile
 import threading
@@ -222,7 +223,7 @@ def score_line(candidate: str, references: Sequence[str]) -> str:
 
 def _field(text: str) -> str:
     text = text.replace("|||", "").replace("  ", " ")
-    return text.replace("\r", " ").replace("\n", " ").strip()
+    return text.replace("\r", " ").replace("\n", " ").strip(string.whitespace)  # the program strips no other
 
 
 def _write(process: subprocess.Popen[bytes], lines: Sequence[str]) -> None:

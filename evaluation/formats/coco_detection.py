@@ -23,6 +23,7 @@ from ...utils.errors import DataError
 from ...utils.untrusted import compressed_rle, polygons_to_rle, resolve_under, shown
 from ..results import ImageId
 from .form import PredictionForm, Truth, TruthForm, first_item, get
+from .geometry import box_fields
 
 LARGEST = 1e12  # of any number of a file; beyond it sums lose whole pixels
 GEOMETRY = frozenset({"bbox", "segmentation", "keypoints"})
@@ -149,10 +150,7 @@ def _box(values: list[Any], where: str) -> dict[str, Any]:
         raise DataError(
             "A box is not (x, y, width, height).", where=where, value=values, allowed="four finite numbers, sides >= 0"
         )
-    x, y, width, height = map(float, values)
-    corners = (x, y, x + width, y + height)
-    exact = (corners[2] - x, corners[3] - y) == (width, height)
-    return {"box_xyxy": corners} if exact else {"box_xyxy": corners, "box_size": (width, height)}
+    return box_fields(*map(float, values))
 
 
 def _mask(segmentation: Any, record: Record, where: str) -> Rle:

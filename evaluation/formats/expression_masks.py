@@ -1,8 +1,9 @@
 """Masks that answer expressions, each beside its target: one file is both ground truth and predictions.
 
 A list of ``{"image_id", "height", "width", "expressions": [{"sentence", "prediction", "target", "ignore"}, …]}``; the
-masks are run-length encodings, ``ignore`` (pixels without a verdict) and ``prediction`` (none was given) may be null.
-An expression's id is its place in the image, from 1; an image may name its ``dataset_name`` and ``split``.
+masks are run-length encodings, ``ignore`` (pixels without a verdict) and ``prediction`` (none was given) may be null,
+``sentence`` may be left out. An expression's id is its place in the image, from 1; an image may name its
+``dataset_name`` and ``split``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .refcoco import read_size, split_of
 def recognises(document: Any) -> bool:
     """Return whether the items list expressions with masks."""
     item = first_item(document)
-    return "image_id" in item and bool({"prediction", "target"} & first_item(item, "expressions").keys())
+    found = item.get("expressions") == [] or {"prediction", "target"} & first_item(item, "expressions").keys()
+    return "image_id" in item and bool(found)
 
 
 def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
@@ -31,7 +33,7 @@ def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
                 i,
                 mask=_mask(body, "target", where),
                 ignore=_mask(body, "ignore", where) if body.get("ignore") is not None else None,
-                expressions=(get(body, "sentence", (str,), where),),
+                expressions=(get(body, "sentence", (str,), where),) if body.get("sentence") is not None else (),
                 attributes=split_of(item),
             )
             for i, (body, where) in enumerate(expressions, start=1)

@@ -34,6 +34,13 @@ def read_segmentation(value: Any, height: int, width: int, where: str) -> Rle:
         raise DataError(err.what, where=where, value=err.value, allowed=err.allowed) from None
 
 
+def box_fields(x: float, y: float, width: float, height: float) -> dict[str, tuple[float, ...]]:
+    """Return a region's ``box_xyxy``, and ``box_size`` where x + width - x rounds to another width."""
+    corners = (float(x), float(y), float(x + width), float(y + height))
+    exact = (corners[2] - corners[0], corners[3] - corners[1]) == (width, height)
+    return {"box_xyxy": corners} if exact else {"box_xyxy": corners, "box_size": (float(width), float(height))}
+
+
 def read_box_xywh(value: Any, where: str) -> tuple[float, float, float, float]:
     """Return a box [x, y, width, height] as (x0, y0, x1, y1); raises `DataError` unless it is four finite numbers."""
     if not isinstance(value, list) or len(value) != 4 or not all(_is_finite(side) for side in value):

@@ -30,6 +30,7 @@ from ..matching.frames import DENSECAP_SIDE
 from ..results import ImageId, first_ids
 from . import glamm_regions
 from .form import PredictionForm, Truth, TruthForm, first_item, get
+from .geometry import box_fields
 
 IMAGE_DATA = "image_data.json"
 OBJECT = Category(1, "object")
@@ -79,9 +80,9 @@ def read_regions(path: Path, document: Any, folder: Path | None) -> Truth:
         region = Region(
             id=_new_id(get(body, "id", (int,), where), seen, where),
             category_id=OBJECT.id,
-            box_xyxy=read_box(body, where),
             captions=_captions(body, "caption", where),
             is_crowd=bool(body.get("iscrowd", 0)),
+            **read_box(body, where),
         )
         records[image_id].regions.append(region)
     return list(records.values()), [OBJECT]
@@ -119,8 +120,8 @@ def _raw_record(body: Any, sizes: Sizes, seen: set[int], where: str, data: Path)
             Region(
                 id=_new_id(get(region, key, (int,), place), seen, place),
                 category_id=OBJECT.id,
-                box_xyxy=(float(x), float(y), float(x + width), float(y + height)),
                 captions=_captions(region, "phrase", place),
+                **box_fields(x, y, width, height),
             )
         )
     return record
@@ -167,9 +168,9 @@ def _read_list(
         region = Region(
             id=len(record.regions) + 1,
             category_id=OBJECT.id,
-            box_xyxy=read_box(body, where, scale(record)),
             captions=_captions(body, text, where),
             score=_finite(body, score, where) if body.get(score) is not None else None,
+            **read_box(body, where, scale(record)),
         )
         record.regions.append(region)
     if unknown:
@@ -182,13 +183,12 @@ def _read_list(
     return list(records.values())
 
 
-def read_box(body: Any, where: str, scale: float = 1.0) -> tuple[float, float, float, float]:
-    """Return ``bbox`` (x, y, width, height) divided by ``scale`` as (x, y, x + width, y + height)."""
+def read_box(body: Any, where: str, scale: float = 1.0) -> dict[str, tuple[float, ...]]:
+    """Return ``bbox`` (x, y, width, height) divided by ``scale`` as a region's fields."""
     bbox = get(body, "bbox", (list,), where)
     if len(bbox) != 4 or not all(_is_number(side) for side in bbox):
         raise DataError('"bbox" is not four finite numbers.', where=where, value=bbox, allowed="[x, y, width, height]")
-    x, y, width, height = (side / scale for side in bbox)
-    return (float(x), float(y), float(x + width), float(y + height))
+    return box_fields(*(side / scale for side in bbox))
 
 
 def _is_number(value: Any) -> bool:

@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 from ...datasets.records import Record, Region, Rle, encode_mask
 from ...utils.errors import DataError
 from .masks import checked_mask
+from .region_groups import sides_of
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 LARGEST_SIDE = 1e5  # pixels; COCO's largest area is its square
@@ -20,18 +21,14 @@ def place(record: Record, region: Region, side: str) -> str:
 def region_box(record: Record, region: Region, side: str) -> Box | None:
     """Return (x, y, width, height): the region's box, else the tight box of its mask, or None when it has neither.
 
-    ``box_size`` gives the sides as long as it agrees with the corners.
-
     Raises:
         DataError: the box is not finite, has a negative side or one that no image has, or the mask is malformed.
     """
     if region.box_xyxy is None:
         mask = region_mask(record, region, side)
         return None if mask is None else tuple(coco_mask.toBbox(mask).tolist())
-    x0, y0, x1, y1 = region.box_xyxy
-    width, height = region.box_size or (x1 - x0, y1 - y0)
-    if x0 + width != x1 or y0 + height != y1:
-        width, height = x1 - x0, y1 - y0
+    x0, y0, *_ = region.box_xyxy
+    width, height = sides_of(region, region.box_xyxy)
     if 0 <= width < LARGEST_SIDE and 0 <= height < LARGEST_SIDE:  # false for all that is not finite
         return x0, y0, width, height
     raise DataError(

@@ -16,6 +16,14 @@ from ...utils.errors import DataError
 MERGE_IOU = 0.7
 
 
+def sides_of(region: Region, box: tuple[float, float, float, float]) -> tuple[float, float]:
+    """Return width and height of the region's box: those that its file states, as long as they fit the corners."""
+    x0, y0, x1, y1 = box
+    if region.box_size and (x0 + region.box_size[0], y0 + region.box_size[1]) == (x1, y1):
+        return region.box_size
+    return x1 - x0, y1 - y0
+
+
 def box_iou(first: np.ndarray, second: np.ndarray, *, extra: float = 0.0) -> np.ndarray:
     """Return the pairwise intersection over union [N, M] of boxes (x0, y0, x1, y1) [N, 4] and [M, 4].
 
@@ -25,17 +33,28 @@ def box_iou(first: np.ndarray, second: np.ndarray, *, extra: float = 0.0) -> np.
         extra: added to every width and height; 1 where x1 and y1 are the last pixels of a box.
     """
     extra = first.dtype.type(extra)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2] + extra, axis=1) for boxes in (first, second)]
+    return _iou(first, second, *areas, extra)
+
+
+def sized_box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the same for boxes (x, y, width, height), whose areas are not taken from their corners.
+
+    Each side is rounded in its own type, the rest in the wider of both.
+    """
+    corners = [np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) for boxes in (first, second)]
+    return _iou(*corners, *(np.prod(boxes[:, 2:], axis=1) for boxes in (first, second)))
+
+
+def _iou(
+    first: np.ndarray, second: np.ndarray, first_area: np.ndarray, second_area: np.ndarray, extra: float = 0.0
+) -> np.ndarray:
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     sides = high - low + extra
-    shared = np.where((sides > 0).all(-1), sides[..., 0] * sides[..., 1], first.dtype.type(0))
-    union = _areas(first, extra)[:, None] + _areas(second, extra)[None] - shared
+    shared = np.where((sides > 0).all(-1), sides[..., 0] * sides[..., 1], sides.dtype.type(0))
+    union = first_area[:, None] + second_area[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=(shared > 0) & (union > 0))
-
-
-def _areas(boxes: np.ndarray, extra: np.floating) -> np.ndarray:
-    sides = boxes[:, 2:] - boxes[:, :2] + extra
-    return sides[:, 0] * sides[:, 1]
 
 
 def merge_groups(iou: np.ndarray, threshold: float = MERGE_IOU) -> list[np.ndarray]:

@@ -170,6 +170,7 @@ class TestMeteor:
 
     def test_separator_cannot_make_references(self):
         assert score_line("a ||| b", ["c ||| d", "", "e\nf"]) == "SCORE ||| c d |||  ||| e f ||| a b"
+        assert score_line(" a\u00a0", ["\u2028b\t"]) == "SCORE ||| \u2028b ||| a\u00a0"  # the program keeps these
         assert score_line("a", []) == "SCORE |||  ||| a"
 
     def test_first_of_equally_poor_references_counts(self, meteor):

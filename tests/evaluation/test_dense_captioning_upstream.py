@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from locap.datasets.records import Region
+from locap.datasets.records import Record, Region
 from locap.evaluation import dense_captioning_upstream as upstream
 from locap.evaluation.formats import load_ground_truth, load_predictions
+from locap.evaluation.formats.geometry import box_fields
+from locap.evaluation.region_groups import sides_of
 from locap.evaluation.runner import evaluate_stored
 
 from .dense_scenes import breakdown, dense_images, detection, evaluate, grid_image, one_image
@@ -72,8 +74,7 @@ class TestPublishedFigures:
             dropped = 0
             for file in ("vg_instances_results", "pixelllm_predictions"):
                 for record in load_predictions(folder / f"{file}.json", truth):
-                    boxes = np.array([region.box_xyxy for region in record.regions])
-                    framed = upstream.frame_predictions(boxes.reshape(-1, 4), record.height, record.width)
+                    framed = upstream.frame_predictions(_sized(record.regions), record.height, record.width)
                     stated = received.get(record.image_id, {"boxes": framed})["boxes"]
                     assert np.abs(framed - np.reshape(stated, (-1, 4))).max(initial=0) < 1e-9
             for record in truth:
@@ -83,9 +84,15 @@ class TestPublishedFigures:
                 dropped += len(captions) - len(kept)
                 stated = received.get(record.image_id, {"gt_captions": [], "gt_boxes": []})
                 assert [captions[i] for i in kept] == stated["gt_captions"]
-                boxes = np.array([regions[i].box_xyxy for i in kept]).reshape(-1, 4)
+                boxes = _sized([regions[i] for i in kept])
                 assert upstream.frame_truth(boxes, record.height, record.width).tolist() == stated["gt_boxes"]
             assert dropped == expected["gt_regions_dropped_over_15_tokens"]
+
+
+def _sized(regions):
+    """Return the regions' boxes as (x, y, width, height) [N, 4]."""
+    rows = [(*region.box_xyxy[:2], *sides_of(region, region.box_xyxy)) for region in regions]
+    return np.array(rows, float).reshape(-1, 4)
 
 
 def _plain_names(expected):
@@ -109,10 +116,36 @@ class TestPublishedRules:
         assert not upstream.is_kept(" ".join(["a"] * 16))
 
     def test_frame_of_the_ground_truth(self):
-        boxes = np.array([[0, 0, 10, 20], [300, 2, 500, 375], [1, 1, 2.5, 2.5]], float)
+        boxes = np.array([[0, 0, 10, 20], [300, 2, 200, 373], [1, 1, 1.5, 1.5]], float)
         framed = upstream.frame_truth(boxes, 375, 500)  # scale 1.44
         # x: 1.44 * -1 + 1 rounds to 0 and is clamped to 1; 1.44 * 299 + 1 = 431.56; width 288 fits, height 537.12
         assert framed.tolist() == [[8, 15, 14, 29], [576, 270, 288, 537], [2, 2, 2, 2]]
+
+    def test_sides_are_those_of_the_file(self):
+        """229.9 + 105.5 - 229.9 is less than 105.5, which rounds up."""
+        truth = Region(1, 1, **box_fields(229.9, 10.0, 105.5, 10.0))
+        assert upstream.frame_truth(_sized([truth]), 720, 720)[0, 2] == 106
+
+    @pytest.mark.parametrize(
+        ("x", "height", "sides", "groups"), [(164.6, 31.1, (10.0, 7.0), 1), (250.8, 5.4, (18.0, 12.6), 2)]
+    )
+    def test_pixelllm_merges_in_the_arithmetic_of_its_boxes(self, x, height, sides, groups, equal_words):
+        """IoU of 0.7 but for the rounding; how many groups the published code made of the two boxes."""
+        truth = [
+            Region(i, 1, captions=("a",), **box_fields(x, 5.3, width, height)) for i, width in enumerate(sides, start=1)
+        ]
+        assert evaluate(one_image(truth, []), "pixelllm").counts["groups"] == groups
+
+    def test_equal_scores_of_two_images(self, equal_words):
+        """Python walks the set {3, 2} from 2: there the false positive comes first."""
+        images = [
+            (Record(image_id, 100, 100, regions=[grid_image(["a"], side=100).regions[0]]),
+             Record(image_id, 100, 100, regions=[detection((1, 1, 99, 99), 0.5, caption)]))
+            for image_id, caption in ((3, "a"), (2, "b"))
+        ]  # fmt: skip
+        found = {variant: evaluate(images, variant).figures["map"] for variant in ("densecap", "pixelllm", "soloist97")}
+        assert found == pytest.approx({"densecap": 0.5, "pixelllm": 0.51 / 2, "soloist97": 0.51})
+        assert upstream.set_order(["b", "a"]) == ["b", "a"]
 
     def test_rounding_is_half_away_from_zero(self):
         assert upstream._round(np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994])).tolist() == [
@@ -151,6 +184,15 @@ class TestPublishedRules:
         assert (result.counts["truth_over_15_words"], result.counts["images_left_out"]) == (1, 1)
         assert "were left out" in result.notes[-1]
         assert evaluate(images, "pixelllm").counts["groups"] == 2
+
+    def test_an_image_without_detections_has_missed_groups(self, equal_words):
+        images = [(grid_image(["a"], 1), grid_image(["a"], 1)), (grid_image(["a"], 2), grid_image([], 2))]
+        results = {variant: evaluate(images, variant) for variant in EVERY_VARIANT}
+        assert {r.counts["groups"] for r in results.values()} == {2}
+        assert {r.counts["images_without_detections"] for r in results.values()} == {1}
+        assert all(0.5 <= r.figures["detection_map"] <= 0.51 for r in results.values())
+        told = {variant for variant, r in results.items() if any("does not run" in note for note in r.notes)}
+        assert told == {"densecap", "densecap_float", "soloist97"}
 
     def test_empty_boxes_of_the_truth_make_a_group_only_in_densecap(self, equal_words):
         truth = [Region(1, 1, box_xyxy=(10, 10, 10, 40), captions=("a",)), *grid_image(["b"]).regions]
@@ -195,7 +237,7 @@ def _loops(truth, predicted):
     size = (truth.height, truth.width)
 
     def ends(frame, region):
-        return upstream.box_ends(frame(np.array([region.box_xyxy]), *size))[0]
+        return upstream.box_ends(frame(_sized([region]), *size))[0]
 
     boxes = [ends(upstream.frame_truth, region) for region in truth.regions]
     groups = []

@@ -17,7 +17,7 @@ from locap.entry import main
 from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.matching.muse_matching import draw_points, pair_cost, sample
 from locap.evaluation.muse import MuseQuestions
-from locap.evaluation.muse_questions import raw_areas
+from locap.evaluation.muse_questions import match, raw_areas
 from locap.evaluation.runner import evaluate_stored
 from locap.utils.errors import DataError, UsageError
 
@@ -114,6 +114,15 @@ def test_published_costs(shared):
         targets = np.array([decode_mask(r.mask) for r in record.regions if r.id in true_ids], np.float32)
         cost = pair_cost(sample(np.array(logits), points), sample(targets, points))
         np.testing.assert_allclose(cost, expected["cost_matrix_first_question"], rtol=0, atol=1e-5)
+
+
+def test_identical_predictions_are_told_apart_as_published():
+    """The published matcher took the first for the first: its costs are float32."""
+    logits = np.full((2, SIZE, SIZE), -1.0, np.float32)
+    logits[:, :4, :4] = 1.0
+    targets = np.zeros((2, SIZE, SIZE), bool)
+    targets[0, :8, :3] = targets[1, 2:8] = True
+    assert match(logits, targets, draw_points()) == [(0, 0), (1, 1)]
 
 
 def test_the_command_line_scores_a_file_that_holds_both(shared, tmp_path):

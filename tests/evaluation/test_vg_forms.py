@@ -45,6 +45,13 @@ def test_truth_of_grit(write):
     assert [category.name for category in categories] == ["object"]
 
 
+def test_sides_that_corners_cannot_hold_are_kept(write, truth):
+    sides = {"bbox": [229.9, 20, 105.5, 40]}  # 229.9 + 105.5 - 229.9 is 105.49999999999997
+    (record, _), _ = load_ground_truth(write({"images": IMAGES, "annotations": [ANNOTATION | sides]}))
+    predicted, _ = load_predictions(write([RESULT | sides]), truth)
+    assert record.regions[0].box_size == predicted.regions[0].box_size == (105.5, 40.0)
+
+
 def test_truth_as_visual_genome_publishes_it(coco_mini):
     folder = coco_mini / "visual_genome"
     records, _ = load_ground_truth(folder / "region_descriptions.json")
