@@ -14,7 +14,7 @@ from locap.datasets.records import Record, Region
 from locap.evaluation import dense_captioning_upstream as upstream
 from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.formats.geometry import box_fields
-from locap.evaluation.region_groups import sides_of
+from locap.evaluation.matching.region_groups import sides_of
 from locap.evaluation.runner import evaluate_stored
 
 from .dense_scenes import breakdown, dense_images, detection, evaluate, grid_image, one_image
