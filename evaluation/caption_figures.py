@@ -5,9 +5,10 @@ ROUGE-L as means, CIDEr with the document frequencies of these items' references
 comparable, and of a single item it is 0. On request SPICE, and METEOR as NLTK has it, each with an optional download.
 
 An item without a caption, or with blank captions only, in the ground truth is counted (``truth_without_caption``) and
-left out. Blank captions beside others stay, as in COCO-caption: they match nothing. A candidate that is missing or
-blank (``predicted_without_caption``) scores 0, and so does one without a letter or digit (``predicted_without_word``),
-unless the ground truth has the same signs: "?!" is one token, single signs are dropped.
+left out. Blank captions beside others stay, as in COCO-caption. A candidate that is missing or blank
+(``predicted_without_caption``) scores 0, and so does one without a letter or digit (``predicted_without_word``), unless
+the ground truth has the same signs: "?!" is one token, single signs are dropped. Only ROUGE-L, as in COCO-caption, is 1
+where neither the candidate nor one of its references has a token.
 """
 
 from __future__ import annotations
