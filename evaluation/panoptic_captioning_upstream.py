@@ -43,7 +43,7 @@ _NOUNS = """
 _ADJECTIVES = """
     0 zero; 1 ane i one; 2 ii two; 3 iii three; 4 four iv; 5 five v; 6 half-dozen six vi; 7 seven vii; 8 eight
     viii; 9 ix nine; c 100 hundred; d 500; i 1 ane one; k 1000 m thousand; l 50 fifty; m 1000 k thousand; v 5
-    five; x 10 ten
+    five; x 10 ten; u
 """
 _NOUN_ENDINGS = (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"))
 _NOUN_ENDINGS += (("men", "man"), ("ies", "y"))

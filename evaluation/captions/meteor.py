@@ -222,7 +222,7 @@ def score_line(candidate: str, references: Sequence[str]) -> str:
 
 def _field(text: str) -> str:
     text = text.replace("|||", "").replace("  ", " ")
-    return text.replace("\r", " ").replace("\n", " ").strip()
+    return text.replace("\r", " ").replace("\n", " ").strip(" ")  # other blanks, such as U+0085, are words to it
 
 
 def _write(process: subprocess.Popen[bytes], lines: Sequence[str]) -> None:

@@ -185,6 +185,10 @@ class TestMeteor:
         assert score_line("a ||| b", ["c ||| d", "", "e\nf"]) == "SCORE ||| c d |||  ||| e f ||| a b"
         assert score_line("a", []) == "SCORE |||  ||| a"
 
+    def test_only_plain_spaces_are_cut_off(self, meteor):
+        assert score_line(" a\x85 ", [" \x85b"]) == "SCORE ||| \x85b ||| a\x85"
+        assert meteor.score(["` ?"], [["[` ", "\u2018\x85 "]]).corpus == pytest.approx(0.1081081081081081, abs=1e-12)
+
     def test_first_of_equally_poor_references_counts(self, meteor):
         corpus = [meteor.score(["x", "a dog"], [refs, ["a dog"]]).corpus for refs in (["", "y z"], ["y z", ""])]
         assert corpus[0] > corpus[1] > 0  # the original takes the length of the first
