@@ -125,12 +125,12 @@ def _annotation(body: Any, record: Record, where: str) -> Region:
         **_geometry(body, record, where),
     )
     labelled = sum(visibility > 0 for _, _, visibility in region.keypoints)
-    if body.get("num_keypoints", labelled) != labelled:
+    if bool(body.get("num_keypoints", labelled)) != bool(labelled):
         raise DataError(
-            "num_keypoints is not the number of keypoints with a visibility above 0.",
+            "num_keypoints and the visibilities differ on whether a keypoint is labelled.",
             where=where,
             value=body["num_keypoints"],
-            allowed=str(labelled),
+            allowed=f"{labelled}, the number of visibilities above 0",
         )
     return region
 

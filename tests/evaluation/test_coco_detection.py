@@ -68,8 +68,8 @@ def test_truth_keeps_what_the_file_says(write, tmp_path):
     assert records[0].image is None
 
 
-def test_names_and_sizes_may_be_missing(write, tmp_path):
-    body = change("annotations", id=5.0, category_id=3.0)
+def test_what_only_some_tools_need_may_be_missing(write, tmp_path):
+    body = change("annotations", id=5.0, category_id=3.0, keypoints=[1, 2, 2, 3, 4, 1], num_keypoints=1)
     body["images"] = [{"id": 7.0}, {"id": 9}]
     body["categories"] = [{"id": 1}, {"id": 3.0}]
     path = write("t.json", body)
@@ -129,7 +129,7 @@ def test_no_results_are_results(write):
         (change("annotations", segmentation=[[1, 2, 3, 4]]), r"A polygon is malformed(.|\n)*annotations\[0\]"),
         (change("annotations", segmentation={"size": [20, 31], "counts": [620]}), "another size than its image"),
         (change("annotations", segmentation={"size": [20, 30], "counts": [620]}), "do not fill its size"),
-        (change("annotations", keypoints=[1, 2, 2], num_keypoints=0), "num_keypoints is not the number"),
+        (change("annotations", keypoints=[1, 2, 2], num_keypoints=0), "num_keypoints and the visibilities differ"),
         (change("annotations", keypoints=[1, 2]), "Keypoints are not"),
     ],
 )

@@ -181,7 +181,16 @@ class TestUpstream:
 
     @pytest.mark.parametrize(
         ("truth", "characters"),
-        [("two dogs", "2"), ("meters", "m"), ("one", "i"), ("A", "a"), ("us", "u"), ("uer", "u"), ("unity", ""), ("vest", "")],
+        [
+            ("two dogs", "2"),
+            ("meters", "m"),
+            ("one", "i"),
+            ("A", "a"),
+            ("us", "u"),
+            ("uer", "u"),
+            ("unity", ""),
+            ("vest", ""),
+        ],
     )
     def test_words_that_wordnet_equates_with_characters(self, truth, characters):
         equal = {c for c in "abcdefghijklmnopqrstuvwxyz0123456789" if character_meteor(truth, c)}
