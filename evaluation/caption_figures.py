@@ -4,10 +4,12 @@ Both sides become PTB tokens; then METEOR 1.5 and BLEU-1 … 4 from the pooled s
 ROUGE-L as means, CIDEr with the document frequencies of these items' references. So CIDEr of two sets of items is not
 comparable, and of a single item it is 0. On request SPICE, and METEOR as NLTK has it, each with an optional download.
 
-An item without a caption, or with blank captions only, in the ground truth is counted (``truth_without_caption``) and
-left out. Blank captions beside others stay, as in COCO-caption: they match nothing. A candidate that is missing or
-blank (``predicted_without_caption``) scores 0, and so does one without a letter or digit (``predicted_without_word``),
-unless the ground truth has the same signs: "?!" is one token, single signs are dropped.
+An item without a caption in the ground truth is counted (``truth_without_caption``) and left out. A blank caption is
+one, as in COCO-caption; ``truth_without_word`` counts items whose captions have neither letter nor digit, and where all
+captions of a file are blank, nothing is scored. A candidate that is missing or blank (``predicted_without_caption``)
+scores 0, and so does one without a letter or digit (``predicted_without_word``), unless the ground truth has the same
+signs: "?!" is one token, single signs are dropped. Only ROUGE-L, as in COCO-caption, is 1 where neither the candidate
+nor one of its references has a token.
 """
 
 from __future__ import annotations
@@ -88,11 +90,6 @@ def require_texts(texts: Any, where: str) -> list[str]:
     return list(texts)
 
 
-def has_caption(texts: Sequence[str]) -> bool:
-    """Return whether one of the texts is more than blanks."""
-    return any(text.strip() for text in texts)
-
-
 def _has_word(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
@@ -108,7 +105,7 @@ def add_caption_figures(
         id_columns: names of the columns of `CaptionItem.ids`.
         extra: further metrics, of ``EXTRA_METRICS``.
     """
-    scored = [item for item in items if has_caption(item.references)]
+    scored = [item for item in items if item.references]
     tokens = tokenize_pairs([item.candidate for item in scored], [item.references for item in scored])
     blank = sum(not item.candidate.strip() for item in scored)
     result.counts |= {
@@ -118,7 +115,7 @@ def add_caption_figures(
         "predicted_without_word": sum(not _has_word(text) for text in tokens.candidates) - blank,
         "truth_without_word": sum(not any(map(_has_word, group)) for group in tokens.references),
     }
-    if not scored:
+    if not any(text.strip() for item in scored for text in item.references):
         result.undefined |= dict.fromkeys((*CAPTION_METRICS, *extra), "the ground truth has no caption")
         return
     scores = score_tokens(tokens.candidates, tokens.references, extra=extra)

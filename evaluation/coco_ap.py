@@ -19,12 +19,13 @@ Areas
     count results that hold nothing but a box, a mask or keypoints. Boxes are not clipped to the image.
 
 Regions that count
-    Things only: regions of stuff categories, true or predicted, are left out and counted in ``stuff``. A prediction's
-    ``Record.instances`` are taken when there are any, else its regions. Crowds (``is_crowd``) are never to be found
-    and excuse any number of predictions; people without labelled keypoints are never to be found either.
-    ``predicted_outside`` counts boxes without a pixel in the image (they are scored), ``predicted_without_keypoints``
-    regions that ``keypoints`` leaves out. A predicted region without score or category, or without the geometry of its
-    protocol, is an error.
+    Things only: regions of stuff categories, true or predicted, are left out and counted in ``stuff``, and so are,
+    as COCO's tools do, predictions of categories that the data set does not have (``predicted_unknown_class``). A
+    prediction's ``Record.instances`` are taken when there are any, else its regions. Crowds (``is_crowd``) are never to
+    be found and excuse any number of predictions; people without labelled keypoints are never to be found either.
+    ``predicted_outside`` counts boxes without a pixel in the image (they are scored; none where the image's size is
+    not known), ``predicted_without_keypoints`` regions that ``keypoints`` leaves out. A predicted region without score
+    or category, or without the geometry of its protocol, is an error.
 
 Figures that COCO gives as -1 are undefined. Equal scores are ranked by image id, then in the order given.
 """
@@ -120,11 +121,13 @@ class CocoAveragePrecision(ImageEvaluator):
 
     def _measure(self, record: Record, prediction: Record) -> dict[str, Any]:
         found = prediction.regions if prediction.instances is None else prediction.instances
+        known = [region for region in found if region.category_id is None or region.category_id in self.categories]
         truth = [region for region in record.regions if self._is_thing(record, region, TRUE)]
-        predicted = [region for region in found if self._is_thing(prediction, region, PREDICTED)]
+        predicted = [region for region in known if self._is_thing(prediction, region, PREDICTED)]
         entry = {
             "size": [record.height, record.width],
-            "stuff": len(record.regions) + len(found) - len(truth) - len(predicted),
+            "stuff": len(record.regions) + len(known) - len(truth) - len(predicted),
+            "predicted_unknown_class": len(found) - len(known),
             "truth": [self._truth(record, region, TRUE) for region in truth],
         }
         rows = [self._predicted(prediction, region, PREDICTED) for region in predicted]
@@ -203,6 +206,8 @@ class CocoAveragePrecision(ImageEvaluator):
         }
         for name in dict.fromkeys(name for image in images for name in image if name not in ("size", *result.counts)):
             result.counts[name] = sum(image[name] for image in images)
+        if unknown := result.counts.get("predicted_unknown_class"):
+            result.notes.append(f"{unknown} predictions are of categories that the data set does not have: left out")
         if self.max_detections != self.default_detections:
             result.notes.append(f"detections of a class and an image: {self.max_detections}, not COCO's own")
 
@@ -237,7 +242,7 @@ class BoxAveragePrecision(CocoAveragePrecision):
 
     def _counted(self, record: Record, rows: Sequence[Any]) -> dict[str, int]:
         outside = (x >= record.width or y >= record.height or x + w <= 0 or y + h <= 0 for *_, (x, y, w, h) in rows)
-        return {"predicted_outside": sum(outside)}
+        return {"predicted_outside": sum(outside) if record.height else 0}
 
 
 class MaskAveragePrecision(CocoAveragePrecision):

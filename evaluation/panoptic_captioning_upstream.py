@@ -8,6 +8,7 @@ It differs from what its names say; the switch ``variant: upstream`` keeps all o
       for its references. It is 0 unless a ground-truth word is, or is in WordNet a synonym of, one of those characters
       (in practice the word "a"), and then 0.5 / (0.9 + 0.1 n) for a ground truth of n words;
     * BLEU-4, ROUGE-L and CIDEr of the matched segments are multiplied by matches / (TP + FP + FN); METEOR is always 0.
+      A match whose prediction has no caption, not even an empty one, counts among TP only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _NOUNS = """
 _ADJECTIVES = """
     0 zero; 1 ane i one; 2 ii two; 3 iii three; 4 four iv; 5 five v; 6 half-dozen six vi; 7 seven vii; 8 eight
     viii; 9 ix nine; c 100 hundred; d 500; i 1 ane one; k 1000 m thousand; l 50 fifty; m 1000 k thousand; v 5
-    five; x 10 ten
+    five; x 10 ten; u
 """
 _NOUN_ENDINGS = (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"))
 _NOUN_ENDINGS += (("men", "man"), ("ies", "y"))
@@ -72,7 +73,9 @@ def measure(record: Record, overlap: Overlap, matching: Matching) -> dict[str, A
             for g, p in pairs
         ],
         "captions": [
-            [int(truth[g].id), int(predicted[p].id), _caption(truth[g]), _caption(predicted[p])] for g, p in matched
+            [int(truth[g].id), int(predicted[p].id), _caption(truth[g]), _caption(predicted[p])]
+            for g, p in matched
+            if predicted[p].captions
         ],
     }
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from ..datasets.records import Record, Region
 from ..utils.errors import DataError
-from .caption_figures import CaptionEvaluator, CaptionItem, add_caption_figures, has_caption, require_texts
+from .caption_figures import CaptionEvaluator, CaptionItem, add_caption_figures, require_texts
 from .results import ImageId, ProtocolResult, first_ids
 
 STRUCTURES = {
@@ -69,7 +69,7 @@ class RegionCaptioning(CaptionEvaluator):
         texts = {region_id: _texts(region, f"{where}, region {region_id}") for region_id, region in known.items()}
         _require_known(given, known, where)
         asked = [region_id for region_id, region in known.items() if not region.is_crowd]
-        _require_predicted([i for i in asked if has_caption(texts[i]) and i not in given], where)
+        _require_predicted([i for i in asked if texts[i] and i not in given], where)
         rows = []
         for region_id in asked:
             region = known[region_id]
@@ -82,7 +82,12 @@ class RegionCaptioning(CaptionEvaluator):
 
     def _items(self, image_id: ImageId, rows: Sequence[Row]) -> Iterable[CaptionItem]:
         if self.variant == "refcocog_per_expression":
-            rows = [[*row[:2], [text], *row[3:]] for row in rows if not _is_padding(row) for text in row[2] or [""]]
+            rows = [
+                [*row[:2], texts, *row[3:]]
+                for row in rows
+                if not _is_padding(row)
+                for texts in [[text] for text in row[2]] or [[]]
+            ]
         elif self.variant == "refcocog":
             rows = group_objects(rows)
         return (CaptionItem((image_id, row[0]), row[1], row[2]) for row in rows)
@@ -114,7 +119,7 @@ def regions_of(record: Record) -> list[Region]:
 
 def find_structure(images: Sequence[tuple[ImageId, Sequence[Row]]]) -> str | None:
     """Return the key of `STRUCTURES` that the regions with a text fit, if any."""
-    worded = [(image_id, [row for row in rows if has_caption(row[2])]) for image_id, rows in images]
+    worded = [(image_id, [row for row in rows if row[2]]) for image_id, rows in images]
     rows = [row for _, group in worded for row in group]
     if any(is_expression or len(texts) > 1 for _, _, texts, is_expression, _ in rows):
         return "refcocog"

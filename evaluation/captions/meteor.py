@@ -223,7 +223,7 @@ def score_line(candidate: str, references: Sequence[str]) -> str:
 
 def _field(text: str) -> str:
     text = text.replace("|||", "").replace("  ", " ")
-    return text.replace("\r", " ").replace("\n", " ").strip(string.whitespace)  # the program strips no other
+    return text.replace("\r", " ").replace("\n", " ").strip(string.whitespace)  # U+0085 and its like are words to it
 
 
 def _write(process: subprocess.Popen[bytes], lines: Sequence[str]) -> None:

@@ -2,6 +2,10 @@
 
 Sentences are tokens between spaces. Every n-gram of the corpus gets an integer id and each metric is a few array
 operations on the sparse table (sentence, n-gram id, count), instead of dictionaries of tuples per sentence.
+
+As in pycocoevalcap, ROUGE-L splits at every single space and at nothing else: an empty sentence is one empty token,
+equal to that of another empty sentence, and a number such as "2 1/2", which the PTB tokeniser writes with a no-break
+space, is one token, while it is two for the others.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class Corpus:
         candidate_lengths: int64 [N], tokens.
         reference_lengths: int64 [R], tokens.
         owner: int64 [R], the candidate each reference belongs to, ascending.
-        candidates, references: the token ids, for ROUGE-L.
+        candidates, references: the ids of the tokens between single spaces, for ROUGE-L.
     """
 
     candidate_tables: list[CountTable]
@@ -50,8 +54,8 @@ class Corpus:
     candidate_lengths: np.ndarray
     reference_lengths: np.ndarray
     owner: np.ndarray
-    candidates: list[np.ndarray]
-    references: list[np.ndarray]
+    candidates: list[list[int]]
+    references: list[list[int]]
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -62,20 +66,21 @@ def build_corpus(candidates: Sequence[str], references: Sequence[Sequence[str]])
     if not all(references) or len(candidates) != len(references):
         raise ValueError("every candidate needs at least one reference")
     owner = np.repeat(np.arange(len(candidates)), [len(group) for group in references])
-    sentences = [text.split() for text in (*candidates, *(text for group in references for text in group))]
+    texts = [*candidates, *(text for group in references for text in group)]
+    sentences = [text.split() for text in texts]
     lengths = np.array([len(words) for words in sentences], np.int64)
     vocabulary: dict[str, int] = {}
     tokens = np.array([vocabulary.setdefault(w, len(vocabulary)) for words in sentences for w in words], np.int64)
     tables, n, total = _count_ngrams(tokens, lengths), len(candidates), len(sentences)
-    split = np.split(tokens, np.cumsum(lengths)[:-1]) if total else []
+    spaced = [[vocabulary.setdefault(word, len(vocabulary)) for word in text.split(" ")] for text in texts]
     return Corpus(
         candidate_tables=[table.part(0, n) for table in tables],
         reference_tables=[table.part(n, total) for table in tables],
         candidate_lengths=lengths[:n],
         reference_lengths=lengths[n:],
         owner=owner,
-        candidates=split[:n],
-        references=split[n:],
+        candidates=spaced[:n],
+        references=spaced[n:],
     )
 
 
@@ -188,15 +193,15 @@ def rouge_l(corpus: Corpus) -> tuple[float, np.ndarray]:
     """Return ROUGE-L (Lin 2004), beta 1.2, from the best precision and the best recall over the references.
 
     Returns:
-        The mean, and float64 [N] per candidate; an empty candidate or reference matches nothing.
+        The mean, and float64 [N] per candidate; an empty candidate matches an empty reference, and nothing else.
     """
     if not len(corpus):
         return 0.0, np.zeros(0)
-    pairs = zip(corpus.references, (corpus.candidates[i] for i in corpus.owner), strict=True)
-    common = np.array([common_subsequence(r.tolist(), c.tolist()) for r, c in pairs], float)
+    ours, theirs = [corpus.candidates[i] for i in corpus.owner], corpus.references
+    common = np.array([common_subsequence(r, c) for r, c in zip(theirs, ours, strict=True)], float)
     precision, recall = np.zeros(len(corpus)), np.zeros(len(corpus))
-    np.maximum.at(precision, corpus.owner, common / np.maximum(1, corpus.candidate_lengths[corpus.owner]))
-    np.maximum.at(recall, corpus.owner, common / np.maximum(1, corpus.reference_lengths))
+    np.maximum.at(precision, corpus.owner, common / [len(tokens) for tokens in ours])
+    np.maximum.at(recall, corpus.owner, common / [len(tokens) for tokens in theirs])
     weight = ROUGE_BETA**2
     below = recall + weight * precision
     scores = np.divide((1 + weight) * precision * recall, below, out=np.zeros(len(corpus)), where=below > 0)

@@ -2,7 +2,8 @@
 
 Ground truth: ``images[]``, ``categories[]`` and ``annotations[]`` with ``id``, ``image_id``, ``category_id``, ``bbox``
 (x, y, width, height), ``segmentation`` (polygons or run-length encoding), ``area``, ``iscrowd`` and, for keypoints,
-``keypoints`` (x, y, visibility, …) with ``num_keypoints``. Region ids are annotation ids.
+``keypoints`` (x, y, visibility, …) with ``num_keypoints``. Region ids are annotation ids. Categories may lack their
+name. Images may lack their size, which is then 0 x 0, and their masks are not read.
 
 Predictions: a list of results with ``image_id``, ``category_id``, ``score`` and any of ``bbox``, ``segmentation`` and
 ``keypoints``; the empty list says that nothing was found. The id of a region is the place of its result in the list,
@@ -102,13 +103,15 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
 
 
 def _category(body: Any, where: str) -> Category:
-    return Category(get(body, "id", (int,), where), get(body, "name", (str,), where))
+    category_id = get(body, "id", (int,), where)
+    return Category(category_id, get(body, "name", (str,), where) if "name" in body else str(category_id))
 
 
 def _image(body: Any, folder: Path | None, where: str) -> Record:
     image_id = get(body, "id", (int, str), where)
-    height, width = (get(body, side, (int,), where) for side in ("height", "width"))
-    if min(height, width) < 1:
+    sized = any(body.get(side) is not None for side in ("height", "width"))
+    height, width = (get(body, side, (int,), where) for side in ("height", "width")) if sized else (0, 0)
+    if sized and min(height, width) < 1:
         raise DataError("An image has no pixels.", where=where, value=f"height {height}, width {width}")
     image = None if folder is None else str(resolve_under(folder, get(body, "file_name", (str,), where)))
     return Record(image_id, height, width, image=image)
@@ -123,12 +126,12 @@ def _annotation(body: Any, record: Record, where: str) -> Region:
         **_geometry(body, record, where),
     )
     labelled = sum(visibility > 0 for _, _, visibility in region.keypoints)
-    if body.get("num_keypoints", labelled) != labelled:
+    if bool(body.get("num_keypoints", labelled)) != bool(labelled):
         raise DataError(
-            "num_keypoints is not the number of keypoints with a visibility above 0.",
+            "num_keypoints and the visibilities differ on whether a keypoint is labelled.",
             where=where,
             value=body["num_keypoints"],
-            allowed=str(labelled),
+            allowed=f"{labelled}, the number of visibilities above 0",
         )
     return region
 
@@ -136,9 +139,9 @@ def _annotation(body: Any, record: Record, where: str) -> Region:
 def _geometry(body: Mapping[str, Any], record: Record, where: str) -> dict[str, Any]:
     """Return the fields of a region for what the file gives of bbox, segmentation and keypoints."""
     fields: dict[str, Any] = {}
-    if body.get("bbox") is not None:
+    if body.get("bbox") not in (None, []):
         fields |= _box(get(body, "bbox", (list,), where), where)
-    if body.get("segmentation"):
+    if body.get("segmentation") and record.height:
         fields["mask"] = _mask(body["segmentation"], record, where)
     if body.get("keypoints") is not None:
         fields["keypoints"] = _keypoints(get(body, "keypoints", (list,), where), where)

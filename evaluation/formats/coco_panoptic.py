@@ -1,16 +1,17 @@
 """COCO panoptic files: a JSON whose ``annotations[]`` name a PNG of segment ids, and the folder of PNGs.
 
-``segments_info[]`` lists ``id``, ``category_id``, ``caption`` or ``description``, optionally ``score``. Results need no
-``images`` and no ``categories``.
+``segments_info[]`` lists ``id``, ``category_id``, ``caption`` or ``description`` (null or ``[]`` for none), optionally
+``score``. Results need no ``images`` and no ``categories``; images may lack their size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ...datasets.records import Category, Record, Region
+from ...utils.errors import DataError
 from ...utils.untrusted import read_id_map, resolve_under, shown
 from ..results import ImageId
 from .form import PredictionForm, Truth, TruthForm, first_item, get
@@ -46,24 +47,25 @@ def read_panoptic(
     Args:
         path: the JSON's.
         document: what it holds; its lists ``images`` and ``categories`` may be absent.
-        png_folder: where the PNGs lie; the JSON's name without suffix, else its folder, if not given.
-        sizes: image id -> (height, width) for images the JSON does not list; read from the PNG if in neither.
+        png_folder: where the PNGs lie; see `find_folder` if not given.
+        sizes: image id -> (height, width) for images whose size the JSON lacks; read from the PNG if in neither.
 
     Raises:
-        DataError: a field is missing or of the wrong type, or a file name leaves its folder.
+        DataError: a field is missing or of the wrong type, a file name leaves its folder, or the folder is not found.
     """
-    beside = path.with_suffix("")
-    folder = png_folder if png_folder is not None else beside if beside.is_dir() else path.parent
+    folder = png_folder if png_folder is not None else find_folder(path)
     known = dict(sizes or {})
     for i, image in enumerate(document.get("images") or ()):
         where = f"{shown(path)}: images[{i}]"
-        known[get(image, "id", (int, str), where)] = tuple(
-            get(image, side, (int,), where) for side in ("height", "width")
-        )
+        image_id = get(image, "id", (int, str), where)
+        if any(image.get(side) is not None for side in ("height", "width")):
+            known[image_id] = tuple(get(image, side, (int,), where) for side in ("height", "width"))
     records = [
         _record(annotation, folder, known, f"{shown(path)}: annotations[{i}]")
         for i, annotation in enumerate(document["annotations"])
     ]
+    if png_folder is None and records and not Path(records[0].id_map).is_file():
+        _raise_not_found(path, records[0].id_map)
     categories = [
         Category(
             get(body, "id", (int,), f"{shown(path)}: categories[{i}]"),
@@ -73,6 +75,26 @@ def read_panoptic(
         for i, body in enumerate(document.get("categories") or ())
     ]
     return records, categories
+
+
+def find_folder(path: Path) -> Path:
+    """Return the folder of a JSON's PNGs.
+
+    It has the JSON's name without suffix, as with COCO, or that name with ``panoptic`` in place of what stands before
+    the last ``_``, as beside Pix2Cap's (``panoptic_gt`` for ``pix2cap_gt.json``); else it is the JSON's own.
+    """
+    names = (path.stem, f"panoptic_{path.stem.rpartition('_')[2]}")
+    return next((path.parent / name for name in names if (path.parent / name).is_dir()), path.parent)
+
+
+def _raise_not_found(path: Path, png: str) -> NoReturn:
+    raise DataError(
+        "The folder of the PNGs is not found.",
+        where=shown(path),
+        value=f"there is no {shown(png)}",
+        allowed=f"a folder {shown(path.stem)} beside the JSON",
+        fix="--ground-truth-folder FOLDER or --predictions-folder FOLDER says where they are",
+    )
 
 
 def _record(annotation: Any, folder: Path, sizes: Mapping[ImageId, tuple[int, int]], where: str) -> Record:
@@ -88,7 +110,7 @@ def _region(body: Any, where: str) -> Region:
     return Region(
         id=get(body, "id", (int,), where),
         category_id=get(body, "category_id", (int,), where),
-        captions=tuple(get(body, key, (str,), where) for key in CAPTION_KEYS if body.get(key) is not None),
+        captions=tuple(get(body, key, (str,), where) for key in CAPTION_KEYS if body.get(key) not in (None, [])),
         is_crowd=bool(body.get("iscrowd", 0)),
         area=get(body, "area", (int, float), where) if "area" in body else None,
         score=get(body, "score", (int, float), where) if body.get("score") is not None else None,

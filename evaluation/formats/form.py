@@ -46,12 +46,14 @@ class PredictionForm:
 
 
 def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:
-    """Return ``body[key]``.
+    """Return ``body[key]``; a whole number written as 7.0 is 7 where an int is asked for.
 
     Raises:
         DataError: it is missing, or of none of the types (a bool is no number).
     """
     value = body.get(key) if isinstance(body, dict) else None
+    if isinstance(value, float) and float not in types and int in types and value.is_integer():
+        return int(value)
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         names = " or ".join(kind.__name__ for kind in types)
         raise DataError(f'"{key}" is missing or of the wrong type.', where=where, value=value, allowed=names)

@@ -69,10 +69,23 @@ class TestNgramMetrics:
         assert ngram.bleu(corpus)[0][0] == pytest.approx(1.0, abs=1e-8)
         assert ngram.cider_d(ngram.build_corpus(["a cat"], [["a cat"]]))[0] == 0.0  # one item: every idf is log 1
 
-    def test_empty_captions_match_nothing(self):
+    def test_empty_captions_match_no_word(self):
         corpus = ngram.build_corpus(["", "a", ""], [["a b"], [""], [""]])
-        for each in (ngram.bleu(corpus)[1], ngram.rouge_l(corpus)[1], ngram.cider_d(corpus)[1]):
+        for each in (ngram.bleu(corpus)[1], ngram.rouge_l(corpus)[1][:2], ngram.cider_d(corpus)[1]):
             assert not np.round(each, 6).any()
+
+    @pytest.mark.parametrize(
+        ("candidate", "references", "score"),  # as pycocoevalcap 1.2 gives them
+        [
+            ("", [""], 1.0),
+            ("", ["a dog", ""], 1.0),
+            ("a", [""], 0.0),
+            ("2\u00a01/2 cups", ["2 1/2 cups"], 0.3860759493670886),
+            ("2\u00a01/2 cups", ["2\u00a01/2 cups of"], 0.7721518987341772),
+        ],
+    )
+    def test_rouge_l_splits_at_single_spaces_only(self, candidate, references, score):
+        assert ngram.rouge_l(ngram.build_corpus([candidate], [references]))[0] == pytest.approx(score, abs=1e-15)
 
     def test_order_of_items_does_not_matter(self):
         candidates, references = sentences(1, 30)
@@ -172,6 +185,10 @@ class TestMeteor:
         assert score_line("a ||| b", ["c ||| d", "", "e\nf"]) == "SCORE ||| c d |||  ||| e f ||| a b"
         assert score_line(" a\u00a0", ["\u2028b\t"]) == "SCORE ||| \u2028b ||| a\u00a0"  # the program keeps these
         assert score_line("a", []) == "SCORE |||  ||| a"
+
+    def test_only_plain_spaces_are_cut_off(self, meteor):
+        assert score_line(" a\x85 ", [" \x85b"]) == "SCORE ||| \x85b ||| a\x85"
+        assert meteor.score(["` ?"], [["[` ", "\u2018\x85 "]]).corpus == pytest.approx(0.1081081081081081, abs=1e-12)
 
     def test_first_of_equally_poor_references_counts(self, meteor):
         corpus = [meteor.score(["x", "a dog"], [refs, ["a dog"]]).corpus for refs in (["", "y z"], ["y z", ""])]

@@ -406,11 +406,20 @@ class TestKeypoints:
         assert result.figures["ap"] == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("variant", ["standard", "class_agnostic", "voc"])
+def test_predictions_of_unknown_classes_are_left_out(variant):
+    truth, found = [region(1, (0, 0, 50, 50))], [region(1, (0, 0, 50, 40), score=0.5)]
+    images = one_image(truth, [region(2, (0, 0, 50, 50), 77, score=0.9), *found])
+    result = evaluate(images, variant=variant)
+    assert result.figures == evaluate(one_image(truth, found), variant=variant).figures
+    assert (result.counts["predicted_unknown_class"], result.counts["predicted"]) == (1, 1)
+    assert "1 predictions are of categories" in result.notes[0]
+
+
 @pytest.mark.parametrize(
     ("protocol", "change", "message"),
     [
-        ("detection", {"category_id": 77}, r"category that the data set does not have(.|\n)*prediction 8(.|\n)*77"),
-        ("detection", {"category_id": None}, "category that the data set does not have"),
+        ("detection", {"category_id": None}, r"category that the data set does not have(.|\n)*prediction 8"),
         ("detection", {"score": None}, "no finite score"),
         ("detection", {"score": float("nan")}, "no finite score"),
         ("detection", {"box_xyxy": None}, "neither box nor mask"),

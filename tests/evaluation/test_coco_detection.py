@@ -68,6 +68,24 @@ def test_truth_keeps_what_the_file_says(write, tmp_path):
     assert records[0].image is None
 
 
+def test_what_only_some_tools_need_may_be_missing(write, tmp_path):
+    body = change("annotations", id=5.0, category_id=3.0, keypoints=[1, 2, 2, 3, 4, 1], num_keypoints=1)
+    body["images"] = [{"id": 7.0}, {"id": 9}]
+    body["categories"] = [{"id": 1}, {"id": 3.0}]
+    path = write("t.json", body)
+    records, categories = load_ground_truth(path)
+    assert [(c.id, c.name) for c in categories] == [(1, "1"), (3, "3")]
+    assert [(r.image_id, r.height, r.width) for r in records] == [(7, 0, 0), (9, 0, 0)]
+    assert [(r.id, r.category_id, r.mask) for r in records[0].regions] == [(5, 3, None), (2, 1, None)]
+    results = write("p.json", [RESULT | {"image_id": 7.0, "bbox": [5.3, 2, 9.9, 5]}])
+    arguments = ["evaluate", "--ground-truth", str(path), "--predictions", str(results)]
+    assert main([*arguments, "--protocol", "detection"]) == 0
+    result = json.loads((tmp_path / "p_results.json").read_text())["results"][0]
+    assert result["tables"]["categories"]["rows"][1][:3] == [3, "3", pytest.approx(1.0)]
+    assert result["counts"]["predicted_outside"] == 0
+    assert main([*arguments, "--protocol", "instances"]) == 3
+
+
 def test_images_are_named_where_their_folder_is_given(write, tmp_path):
     records, _ = load_ground_truth(
         write("t.json", TRUTH | {"images": TRUTH["images"][:1], "annotations": []}), tmp_path
@@ -77,7 +95,10 @@ def test_images_are_named_where_their_folder_is_given(write, tmp_path):
 
 def test_results_are_numbered_and_every_image_has_a_record(write):
     truth, _ = load_ground_truth(write("t.json", TRUTH))
-    results = [RESULT | {"bbox": [5.3, 2, 9.9, 5], "segmentation": RLE}, RESULT | {"keypoints": [1, 2, 0.75]}]
+    results = [
+        RESULT | {"bbox": [5.3, 2, 9.9, 5], "segmentation": RLE},
+        RESULT | {"bbox": [], "keypoints": [1, 2, 0.75]},
+    ]
     first, second = load_predictions(write("p.json", results), truth)
     assert [region.id for region in first.regions] == [1, 2]
     assert first.regions[0].box_size == (9.9, 5.0)
@@ -108,7 +129,7 @@ def test_no_results_are_results(write):
         (change("annotations", segmentation=[[1, 2, 3, 4]]), r"A polygon is malformed(.|\n)*annotations\[0\]"),
         (change("annotations", segmentation={"size": [20, 31], "counts": [620]}), "another size than its image"),
         (change("annotations", segmentation={"size": [20, 30], "counts": [620]}), "do not fill its size"),
-        (change("annotations", keypoints=[1, 2, 2], num_keypoints=0), "num_keypoints is not the number"),
+        (change("annotations", keypoints=[1, 2, 2], num_keypoints=0), "num_keypoints and the visibilities differ"),
         (change("annotations", keypoints=[1, 2]), "Keypoints are not"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,38 @@ def test_malformed_annotations_name_their_place(tmp_path, truth, body, message):
     path.write_text(json.dumps({"annotations": [body]}))
     with pytest.raises(DataError, match=message):
         load_predictions(path, truth)
+
+
+def test_folder_of_the_pngs_is_found(tmp_path, truth):
+    path = write_panoptic(tmp_path / "pix2cap_gt.json", truth)
+    (tmp_path / "panoptic_pred").mkdir()  # another's
+    for name in ("pix2cap_gt", "panoptic_gt"):
+        (tmp_path / "pix2cap_gt").rename(tmp_path / name)
+        assert {Path(record.id_map).parent.name for record in load_predictions(path, truth)} == {name}
+        (tmp_path / name).rename(tmp_path / "pix2cap_gt")
+    (tmp_path / "pix2cap_gt").rename(tmp_path / "elsewhere")
+    assert load_predictions(path, truth, tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"folder of the PNGs is not found(.|\n)*--predictions-folder"):
+        load_predictions(path, truth)
+
+
+def test_what_panoptic_files_may_leave_open(tmp_path, truth):
+    """Images without a size, whole numbers as floats, a list of no captions."""
+    path = write_panoptic(tmp_path / "t.json", truth, with_categories=True)
+    body = json.loads(path.read_text())
+    body["images"] = [{"id": record.image_id, "file_name": "a.jpg"} for record in truth]
+    for image in body["annotations"]:
+        image["image_id"] = float(image["image_id"])
+        image["segments_info"] = [
+            s | {"id": float(s["id"]), "category_id": float(s["category_id"]), "caption": []}
+            for s in image["segments_info"]
+        ]
+    path.write_text(json.dumps(body))
+    records, _ = load_ground_truth(path)
+    assert [(r.image_id, r.height, r.width) for r in records] == [(r.image_id, r.height, r.width) for r in truth]
+    expected = [[(s.id, s.category_id, ()) for s in r.regions] for r in truth]
+    assert [[(s.id, s.category_id, s.captions) for s in r.regions] for r in records] == expected
+    assert all(isinstance(region.id, int) for record in records for region in record.regions)
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,20 @@ def test_what_cannot_score_is_counted(meteor):
     predictions = records([[""], ["?!"], ["a dog"], ["a dog"], []])
     result = score(truth, predictions)
     assert result.counts == {
-        "images": 5, "captions": 3, "truth_without_caption": 2, "predicted_without_caption": 1,
-        "predicted_without_word": 1, "truth_without_word": 1,
+        "images": 5, "captions": 4, "truth_without_caption": 1, "predicted_without_caption": 1,
+        "predicted_without_word": 1, "truth_without_word": 2,
     }  # fmt: skip
     assert {name: round(value, 9) for name, value in result.figures.items()} == dict.fromkeys(result.figures, 0.0)
-    assert [row[0] for row in result.regions.rows] == [0, 1, 2]
+    assert [row[0] for row in result.regions.rows] == [0, 1, 2, 3]
+
+
+def test_blank_caption_of_the_ground_truth_is_one(meteor):
+    """Figures of pycocoevalcap 1.2, which counts such an image like any other."""
+    truth = records([["a red dog sits"], [""], ["a cat sits on grass"]])
+    figures = score(truth, records([["a red dog sits"], ["a dog"], ["the cat sits on grass"]])).figures
+    stated = {"bleu_1": 0.7272727272066117, "bleu_4": 0.7344112538411556, "meteor": 0.5593959507112332}
+    stated |= {"rouge_l": 0.6, "cider": 5.640931010031029}
+    assert {name: figures[name] for name in stated} == pytest.approx(stated, abs=1e-12)
 
 
 def test_ground_truth_without_captions_has_no_figures():

@@ -110,7 +110,7 @@ def test_structure_is_that_of_the_regions_with_a_text():
     row = [3, "", ["a"], False, None]
     assert find_structure([(3, [row]), (4, [])]) == "vg_a"
     assert find_structure([(5, [row])]) is None
-    assert find_structure([(5, [row, [4, "", [" "], False, None]])]) is None  # one item, under another id
+    assert find_structure([(5, [row, [4, "", [], False, None]])]) is None  # one item, under another id
     assert find_structure([]) is None
 
 
