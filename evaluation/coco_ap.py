@@ -47,7 +47,7 @@ from .coco.summary import Summary, add_figures, add_tables, detection_summaries,
 from .matching.region_geometry import Box, place, region_box, region_mask
 from .option_values import ascending_counts, numbers, one_of
 from .ranking.voc_ap import add_voc_figures
-from .results import ImageEvaluator, ImageId, ProtocolResult, Table, first_ids
+from .results import ImageEvaluator, ImageId, LaterRows, ProtocolResult, Table, first_ids
 
 COCO_SIGMAS = tuple(
     float(sigma) for sigma in np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -115,7 +115,8 @@ class CocoAveragePrecision(ImageEvaluator):
             names = {ANY_CLASS: "any"}
         add_figures(result, self._summaries(), curves)
         add_tables(result, curves, names, self.areas, self.max_detections)
-        rows = match_rows(entries, images, curves, self.max_detections[-1], class_agnostic=self._class_agnostic)
+        most, any_class = self.max_detections[-1], self._class_agnostic
+        rows = LaterRows(lambda: match_rows(entries, images, curves, most, class_agnostic=any_class))
         result.regions = Table(MATCH_COLUMNS, rows)
         return result
 

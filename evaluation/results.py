@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,12 +14,35 @@ ImageId = int | str
 State = dict[str, Any]
 
 
+Row = tuple[Any, ...]
+
+
+class LaterRows(Sequence[Row]):
+    """Rows that are made when they are first asked for: of many predictions they take longer than the figures."""
+
+    def __init__(self, make: Callable[[], list[Row]]) -> None:
+        self._make, self._rows = make, None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if self._rows is None:
+            self._rows = self._make()
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self[:])
+
+    def __eq__(self, other: object) -> bool:
+        return self[:] == other[:] if isinstance(other, (LaterRows, list)) else NotImplemented
+
+    __hash__ = None
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows of plain values under named columns."""
 
     columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+    rows: Sequence[Row]
 
 
 @dataclass(slots=True)
