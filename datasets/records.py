@@ -72,10 +72,7 @@ class Region:
     id: int = 0
     category_id: int | None = None
     mask: Rle | None = None
-    ignore: Rle | None = None  # pixels left out of every score
-    logits: Mapping[str, Any] | None = None  # a soft mask, see above
     box_xyxy: tuple[float, float, float, float] | None = None
-    box_size: tuple[float, float] | None = None  # (width, height) that a file states, where x1 - x0 rounds differently
     points: tuple[tuple[float, float], ...] = ()
     keypoints: tuple[tuple[float, float, int], ...] = ()  # (x, y, visibility 0 | 1 | 2)
     captions: tuple[str, ...] = ()  # interchangeable sentences
@@ -87,6 +84,9 @@ class Region:
     area: float | None = None
     score: float | None = None
     caption_score: float | None = None  # mean log-probability per generated token
+    box_size: tuple[float, float] | None = None  # (width, height) that a file states, where x1 - x0 rounds differently
+    ignore: Rle | None = None  # pixels left out of every score
+    logits: Mapping[str, Any] | None = None  # a soft mask, see above
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,9 @@ def _semantic(labels: np.ndarray, categories: Sequence[Category]) -> list[Region
     for label in np.unique(labels).tolist():
         mask = labels == label
         category, area = categories[label].id, int(mask.sum())
-        regions.append(Region(len(regions) + 1, category, encode_mask(mask), box_of_mask(mask), area=area))
+        regions.append(
+            Region(len(regions) + 1, category, mask=encode_mask(mask), box_xyxy=box_of_mask(mask), area=area)
+        )
     return regions
 
 
