@@ -21,7 +21,7 @@ Tables = Literal["antialiased", "sam"]
 
 
 class SamEncoder(nn.Module):
-    """(B, 3, height, width) -> (B, out_dim, h, w).
+    """(B, 3, height, width) -> (B, out_dim, h, w); pixels right and below of the last whole patch are not seen.
 
     Args:
         dim, depth, num_heads: of the transformer, see `sam_vit.SIZES`.
@@ -77,8 +77,9 @@ class SamEncoder(nn.Module):
             block.attn = RelativeAttention(dim, num_heads, side=side, tables=tables)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, height, width), sides divisible by the patch -> (B, out_dim, h, w)."""
-        x = self.patch_embed(images)  # B h w D
+        """Normalised images (B, 3, height, width) -> (B, out_dim, height // patch, width // patch)."""
+        height, width = (side // self.patch * self.patch for side in images.shape[-2:])
+        x = self.patch_embed(images[..., :height, :width])  # B h w D
         x = x + resize_grid(self.pos_embed, tuple(x.shape[1:3]))
         for block in self.blocks:
             x = recompute(block, x, enabled=self.recomputing)

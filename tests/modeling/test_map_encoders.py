@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from locap.modeling.backbones.eva import TimmViT
+from locap.modeling.backbones.fused import CanvasEncoder, FusedEncoder
+from locap.modeling.backbones.sam_encoder import SamEncoder
+from locap.modeling.layers.resampling import resize_map
 from locap.utils.errors import UsageError
 
 
@@ -44,3 +47,123 @@ def test_rows_and_columns_of_the_map_are_those_of_the_image():
 def test_models_that_are_none(name: str, near: str | None):
     with pytest.raises(UsageError, match=near or "no plain ViT"):
         TimmViT(name)
+
+
+MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+
+
+class Patches(nn.Module):
+    """The mean of each patch; remembers what it was given."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch, self.out_dim, self.given = patch, 3, None
+        self.scale = nn.Parameter(torch.ones(1))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.given = images
+        return self.dropout(nn.functional.avg_pool2d(images, self.patch)) * self.scale
+
+
+def canvas_encoder(patch: int, **options) -> CanvasEncoder:
+    return CanvasEncoder(Patches(patch), mean=MEAN, std=STD, **options)
+
+
+def images() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((30, 48), (48, 20))
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize(("grid", "size"), [("largest", (7, 7)), ("first", (6, 6))])
+def test_maps_are_concatenated_on_one_grid(grid: str, size: tuple[int, int]):
+    fused = FusedEncoder({"sam": canvas_encoder(16), "eva": canvas_encoder(14)}, grid=grid).eval()
+    found = fused(images(), canvas=(96, 96))
+    assert {name: tuple(x.shape) for name, x in found.items()} == {
+        "sam": (2, 3, 6, 6),
+        "eva": (2, 3, 7, 7),
+        "fused": (2, 6, *size),
+    }
+    assert fused.out_dims == {"sam": 3, "eva": 3, "fused": 6}
+    wanted = torch.cat([resize_map(found[name], size) for name in ("sam", "eva")], 1)
+    assert torch.equal(found["fused"], wanted)
+
+
+def test_some_maps_are_fused_in_the_order_asked_for():
+    encoders = {name: canvas_encoder(patch) for name, patch in (("a", 8), ("b", 12), ("c", 16))}
+    found = FusedEncoder(encoders, fuse=("c", "a")).eval()(images(), canvas=(48, 48))
+    assert torch.equal(found["fused"][:, 3:], found["a"])
+    assert list(found) == ["a", "b", "c", "fused"]
+    with pytest.raises(ValueError, match="fused"):
+        FusedEncoder({"fused": canvas_encoder(8)})
+
+
+@pytest.mark.parametrize(
+    ("canvas", "size"), [((384, 384), (378, 378)), ((48, 64), (42, 70)), ((5, 100), (14, 98)), ((28, 42), (28, 42))]
+)
+def test_patches_divide_what_an_encoder_gets(canvas: tuple[int, int], size: tuple[int, int]):
+    assert canvas_encoder(14).input_size(canvas) == size
+    assert canvas_encoder(14, remainder="unseen").input_size(canvas) == canvas
+    assert canvas_encoder(14, image_size=(70, 28)).input_size(canvas) == (70, 28)
+
+
+def test_the_same_place_on_every_map_unless_published():
+    """A bright right edge: the encoder of 14 sees it when the canvas is resized, and not when the rest is left out."""
+    image = torch.zeros(3, 96, 96)
+    image[..., -4:] = 255
+    columns = {}
+    for remainder in ("resized", "unseen"):
+        encoder = canvas_encoder(10, remainder=remainder).eval()
+        columns[remainder] = encoder([image], canvas=(96, 96))[0, 0, 0]
+    assert len(columns["resized"]) == 10
+    assert columns["resized"][-1] > columns["resized"][0] + 1
+    assert len(columns["unseen"]) == 9
+    torch.testing.assert_close(columns["unseen"], columns["unseen"][:1].expand(9))
+
+
+def test_padding_is_zero_after_normalisation_and_each_encoder_has_its_own_statistics():
+    encoder = canvas_encoder(8)
+    encoder(images(), canvas=(48, 48))
+    given = encoder.encoder.given
+    assert not given[0, :, 30:].any()
+    assert not given[1, :, :, 20:].any()
+    expected = (images()[0].float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(given[0, :, :30], expected)
+    with pytest.raises(ValueError, match="do not fit"):
+        encoder(images(), canvas=(40, 48))
+
+
+def test_a_frozen_encoder_rests_and_learns_nothing():
+    frozen, free = canvas_encoder(8, frozen=True), canvas_encoder(8)
+    fused = FusedEncoder({"frozen": frozen, "free": free}).train()
+    assert free.encoder.training
+    assert not frozen.encoder.training
+    found = fused(images(), canvas=(48, 48))
+    assert torch.equal(found["frozen"], fused.eval()(images(), canvas=(48, 48))["frozen"])
+    assert not found["frozen"].requires_grad
+    found["fused"].sum().backward()
+    assert frozen.encoder.scale.grad is None
+    assert free.encoder.scale.grad is not None
+    assert canvas_encoder(8, frozen=True, frozen_in_eval=False).train().encoder.training
+
+
+def test_eva_and_sam_side_by_side():
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 2, "num_heads": 2}
+    eva = TimmViT("eva02_large_patch14_224", image_size=56, drop_path=0.5, **sizes)
+    sam = SamEncoder(image_size=64, window=3, global_blocks=(1,), out_dim=8, drop_path=0.5, **sizes)
+    fused = FusedEncoder(
+        {
+            "eva": CanvasEncoder(eva, mean=MEAN, std=STD),
+            "sam": CanvasEncoder(sam, mean=MEAN, std=STD, frozen=True),
+        }
+    ).train()
+    first, second = (fused(images(), canvas=(96, 96)) for _ in range(2))
+    assert first["fused"].shape == (2, 40, 7, 7)
+    assert torch.equal(first["sam"], second["sam"])
+    assert not torch.equal(first["eva"], second["eva"])  # paths are dropped where it learns
+    first["fused"].square().sum().backward()
+    assert all(parameter.grad is None for parameter in sam.parameters())
+    missing = [name for name, parameter in eva.named_parameters() if parameter.grad is None]
+    assert not missing
