@@ -78,8 +78,10 @@ class LocationPrompts(nn.Module):
         """
         corners, labels = box_prompt(boxes_xyxy)
         box = torch.cat((self._embed(corners, labels, canvas), self.no_mask.weight.expand(len(boxes_xyxy), 3, -1)), 1)
-        four = boxes_xyxy[:, [0, 1, 2, 1, 0, 3, 2, 3, 0, 0]].unflatten(1, (5, 2))
-        kinds = torch.tensor([POINT] * 4 + [PADDING], device=four.device).expand(len(four), 5)
+        (left, top), (right, bottom) = (corner.unbind(1) for corner in corners.unbind(1))
+        four = torch.stack((left, top, right, top, left, bottom, right, bottom, left, top), 1).unflatten(1, (5, 2))
+        kinds = torch.full_like(four[..., 0], POINT, dtype=torch.long)
+        kinds[:, 4] = PADDING
         tokens = torch.where((boxes_xyxy.amax(1) > 0)[:, None, None], box, self._embed(four, kinds, canvas))
         return PromptTokens(tokens, torch.ones_like(kinds, dtype=torch.bool))
 
@@ -94,9 +96,9 @@ class LocationPrompts(nn.Module):
     def _embed(self, points: Tensor, labels: Tensor, canvas: tuple[int, int]) -> Tensor:
         """(R, P, 2), (R, P) -> (R, P, D)."""
         height, width = canvas
-        size = torch.tensor((width, height), device=points.device, dtype=self.frequencies.dtype)
+        places = torch.stack(((points[..., 0] + 0.5) / width, (points[..., 1] + 0.5) / height), -1)
         kinds = torch.cat([embedding.weight for embedding in self.point_embed])  # 4 D
-        embedded = self._fourier((points + 0.5) / size) + kinds[labels.clamp(min=0)]
+        embedded = self._fourier(places) + kinds[labels.clamp(min=0)]
         return torch.where((labels == PADDING)[..., None], self.not_a_point.weight.to(embedded.dtype), embedded)
 
     def _fourier(self, places: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ def _places(labels: Tensor) -> Tensor:
 
 def box_prompt(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """(R, 4) -> points (R, 2, 2) and labels (R, 2)."""
-    labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=boxes_xyxy.device)
+    labels = torch.arange(TOP_LEFT, BOTTOM_RIGHT + 1, device=boxes_xyxy.device)
     return boxes_xyxy.unflatten(-1, (2, 2)), labels.expand(len(boxes_xyxy), 2)
 
 
@@ -128,4 +130,12 @@ TRANSFORMERS_NAMES = (
     ("prompt_encoder.point_embed.{}.weight", "point_embed.{}.weight"),
     ("prompt_encoder.not_a_point_embed.weight", "not_a_point.weight"),
     ("prompt_encoder.no_mask_embed.weight", "no_mask.weight"),
+)
+
+# PixelLLM's names (SAM's own) and ours, below "prompt_encoder."
+ORIGINAL_NAMES = (
+    ("pe_layer.positional_encoding_gaussian_matrix", "frequencies"),
+    ("point_embeddings.{}.weight", "point_embed.{}.weight"),
+    ("not_a_point_embed.weight", "not_a_point.weight"),
+    ("no_mask_embed.weight", "no_mask.weight"),
 )

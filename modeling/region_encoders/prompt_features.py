@@ -69,3 +69,28 @@ class PromptFeatures(nn.Module):
         valid = torch.cat((prompts.valid.new_ones(queries.shape[:2]), prompts.valid), 1)
         tokens, _ = self.transformer(source, self.position_proj(position), tokens, counts=counts, valid=valid)
         return torch.stack([layer(tokens[:, index]) for index, layer in enumerate(self.outputs)], 1)
+
+
+_ATTENTIONS = (
+    *(("layers.{}.self_attn", "layers.{}.self_attn"), ("final_attn_token_to_image", "final_attn")),
+    ("layers.{}.cross_attn_token_to_image", "layers.{}.token_to_image"),
+    ("layers.{}.cross_attn_image_to_token", "layers.{}.image_to_token"),
+)
+
+# PixelLLM's names and ours, below "prompt_adapter."; {} is an index, * is weight or bias
+ORIGINAL_NAMES = (
+    ("output_tokens.weight", "queries.weight"),
+    ("image_projection_mlp.layers.0.*", "image_proj.*"),
+    ("prompt_embedding_projection_mlp.layers.0.*", "prompt_proj.*"),
+    ("image_pe_projection_mlp.layers.0.*", "position_proj.*"),
+    ("output_hypernetworks_mlps.{}.layers.0.*", "outputs.{}.*"),
+    *(
+        (f"transformer.{theirs}.{part}_proj.*", f"transformer.{ours}.{part}_proj.*")
+        for theirs, ours in _ATTENTIONS
+        for part in ("q", "k", "v", "out")
+    ),
+    ("transformer.layers.{}.mlp.lin1.*", "transformer.layers.{}.mlp.layers.0.*"),
+    ("transformer.layers.{}.mlp.lin2.*", "transformer.layers.{}.mlp.layers.1.*"),
+    ("transformer.layers.{}.norm{}.*", "transformer.layers.{}.norm{}.*"),
+    ("transformer.norm_final_attn.*", "transformer.norm_final.*"),
+)

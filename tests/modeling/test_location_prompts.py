@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from locap.modeling.checkpoints.key_table import KeyTable
 from locap.modeling.layers.two_way import TwoWayTransformer, repeat_rows
+from locap.modeling.region_encoders import location_prompts, prompt_features
 from locap.modeling.region_encoders.location_prompts import LocationPrompts, box_prompt, whole_image_prompt
 from locap.modeling.region_encoders.prompt_features import PromptFeatures
 
@@ -100,3 +102,23 @@ def test_rows_per_image_equal_repeated_images():
     torch.testing.assert_close(repeated, image[[0, 1, 1, 1]])
     for found, wanted in zip(model(image, pe, tokens, counts=[1, 3]), model(repeated, pe, tokens), strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_every_tensor_has_its_original_name(prompts: LocationPrompts, features: PromptFeatures):
+    for part, names in ((prompts, location_prompts.ORIGINAL_NAMES), (features, prompt_features.ORIGINAL_NAMES)):
+        table, ours = KeyTable(names), list(part.state_dict())
+        theirs = [table.theirs(name) for name in ours]
+        assert None not in theirs
+        assert [table.ours(name) for name in theirs] == ours
+    assert "output_hypernetworks_mlps.2.layers.0.bias" in theirs
+    assert "transformer.layers.1.cross_attn_image_to_token.out_proj.weight" in theirs
+
+
+def test_gradients_reach_every_parameter(prompts: LocationPrompts, features: PromptFeatures):
+    image = torch.randn(2, 12, 3, 3, requires_grad=True)
+    points, labels = torch.rand(3, 4, 2) * 384, torch.tensor([[0, 1, 1, 1], [2, 3, -1, -1], [1, -1, -1, -1]])
+    given = prompts(points, labels, canvas=CANVAS)
+    features(image, prompts.grid(3, 3), given, prompts.no_mask.weight, counts=[2, 1]).square().sum().backward()
+    named = [*prompts.named_parameters(), *features.named_parameters(), ("image", image)]
+    assert [name for name, parameter in named if parameter.grad is None or not parameter.grad.isfinite().all()] == []
+    assert image.grad.abs().amax((1, 2, 3)).min() > 0

@@ -8,7 +8,8 @@ from torch import nn
 
 from locap.modeling.backbones.eva import TimmViT
 from locap.modeling.backbones.fused import CanvasEncoder, FusedEncoder
-from locap.modeling.backbones.sam_encoder import SamEncoder
+from locap.modeling.backbones.sam_encoder import ORIGINAL_NAMES, TRANSFORMERS_NAMES, SamEncoder
+from locap.modeling.checkpoints.key_table import KeyTable
 from locap.modeling.layers.resampling import resize_map
 from locap.utils.errors import UsageError
 
@@ -167,3 +168,12 @@ def test_eva_and_sam_side_by_side():
     assert all(parameter.grad is None for parameter in sam.parameters())
     missing = [name for name, parameter in eva.named_parameters() if parameter.grad is None]
     assert not missing
+
+
+def test_every_tensor_of_sam_has_its_original_name():
+    encoder = SamEncoder(dim=16, depth=2, num_heads=2, image_size=32, window=2, global_blocks=(1,), out_dim=8)
+    for names in (ORIGINAL_NAMES, TRANSFORMERS_NAMES):
+        table = KeyTable(names)
+        theirs = [table.theirs(name) for name in encoder.state_dict()]
+        assert None not in theirs
+        assert len(set(theirs)) == len(theirs)
