@@ -64,9 +64,9 @@ class CanvasEncoder(nn.Module):
         return self
 
     def forward(self, images: Sequence[Tensor], *, canvas: tuple[int, int]) -> Tensor:
-        """uint8 or float (3, H_i, W_i) each, 0-255, padded to the canvas -> (B, C, h, w)."""
+        """uint8 or float (3, H_i, W_i) each, 0-255, padded to the canvas -> (B, C, h, w), as precise as the encoder."""
         x = self.images(images, canvas=canvas)  # padding is 0 after normalisation
-        x = resize_map(x, self.input_size(canvas), mode="bilinear")
+        x = resize_map(x, self.input_size(canvas), mode="bilinear").to(next(self.encoder.parameters()).dtype)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(x)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from locap.modeling.backbones.eva import ORIGINAL_NAMES as EVA_NAMES
 from locap.modeling.backbones.eva import TimmViT
 from locap.modeling.backbones.fused import CanvasEncoder, FusedEncoder
 from locap.modeling.backbones.sam_encoder import ORIGINAL_NAMES, TRANSFORMERS_NAMES, SamEncoder
@@ -177,3 +178,32 @@ def test_every_tensor_of_sam_has_its_original_name():
         theirs = [table.theirs(name) for name in encoder.state_dict()]
         assert None not in theirs
         assert len(set(theirs)) == len(theirs)
+
+
+def test_an_encoder_in_half_precision_beside_one_in_single():
+    rough = canvas_encoder(8)
+    rough.encoder.to(torch.bfloat16)
+    fused = FusedEncoder({"rough": rough, "fine": canvas_encoder(8)}).eval()
+    found = fused(images(), canvas=(48, 48))
+    assert [x.dtype for x in found.values()] == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(found["fused"][:, :3], found["fused"][:, 3:], atol=2e-2, rtol=0)
+
+
+def test_tensors_of_the_published_encoders():
+    with torch.device("meta"):
+        eva = TimmViT("eva02_large_patch14_224")
+        sam = SamEncoder(dim=1280, depth=32, num_heads=16)
+    table = KeyTable(EVA_NAMES)
+    shapes = {table.theirs(name): tuple(tensor.shape) for name, tensor in eva.state_dict().items()}
+    assert shapes["pos_embed"] == (1, 257, 1024)
+    assert shapes["patch_embed.proj.weight"] == (1024, 3, 14, 14)
+    assert shapes["blocks.23.mlp.w1.weight"] == shapes["blocks.23.mlp.w2.weight"] == (2730, 1024)
+    assert shapes["blocks.23.attn.q_bias"] == shapes["blocks.23.attn.v_bias"] == shapes["ln_post.bias"] == (1024,)
+    assert len(shapes) == 4 + 24 * 19 + 2
+    shapes = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
+    assert shapes["pos_embed"] == (1, 64, 64, 1280)
+    tables = [shapes[f"blocks.{index}.attn.rel_pos_h"] for index in range(32)]
+    assert [index for index, shape in enumerate(tables) if shape == (127, 80)] == [7, 15, 23, 31]
+    assert tables.count((27, 80)) == 28
+    assert shapes["blocks.0.attn.qkv.weight"] == (3840, 1280)
+    assert shapes["neck.2.weight"] == (256, 256, 3, 3)
