@@ -122,3 +122,10 @@ def test_gradients_reach_every_parameter(prompts: LocationPrompts, features: Pro
     named = [*prompts.named_parameters(), *features.named_parameters(), ("image", image)]
     assert [name for name, parameter in named if parameter.grad is None or not parameter.grad.isfinite().all()] == []
     assert image.grad.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_what_stands_in_padding_does_not_matter(prompts: LocationPrompts):
+    points, labels = torch.rand(2, 3, 2), torch.tensor([[1, 1, -1], [2, 3, -1]])
+    found = prompts(points, labels, canvas=CANVAS).tokens
+    points[:, 2] = torch.nan
+    assert torch.equal(prompts(points, labels, canvas=CANVAS).tokens, found)

@@ -207,3 +207,14 @@ def test_tensors_of_the_published_encoders():
     assert tables.count((27, 80)) == 28
     assert shapes["blocks.0.attn.qkv.weight"] == (3840, 1280)
     assert shapes["neck.2.weight"] == (256, 256, 3, 3)
+
+
+@pytest.mark.parametrize("remainder", ["resized", "unseen"])
+def test_published_grids_of_384_pixels(remainder: str):
+    fused = FusedEncoder({"git": canvas_encoder(14, remainder=remainder), "sam": canvas_encoder(16)}).eval()
+    found = fused([torch.zeros(3, 288, 384, dtype=torch.uint8)], canvas=(384, 384))
+    assert {name: tuple(x.shape[2:]) for name, x in found.items()} == {
+        "git": (27, 27),
+        "sam": (24, 24),
+        "fused": (27, 27),
+    }
