@@ -23,11 +23,16 @@ class ImageBatch(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Sequence[Tensor]) -> Tensor:
-        """uint8 or float (3, H_i, W_i) each -> float32 (B, 3, H, W)."""
-        height, width = (
-            -(-max(image.shape[axis] for image in images) // self.divisor) * self.divisor for axis in (-2, -1)
-        )
+    def forward(self, images: Sequence[Tensor], *, canvas: tuple[int, int] | None = None) -> Tensor:
+        """uint8 or float (3, H_i, W_i) each -> float32 (B, 3, H, W); ``canvas`` is H, W whatever the images.
+
+        Raises:
+            ValueError: an image is larger than the canvas.
+        """
+        largest = tuple(max(image.shape[axis] for image in images) for axis in (-2, -1))
+        height, width = canvas or (-(-side // self.divisor) * self.divisor for side in largest)
+        if largest[0] > height or largest[1] > width:
+            raise ValueError(f"images of up to {largest} (height, width) do not fit the canvas {(height, width)}")
         return torch.stack(
             [
                 F.pad((image.float() - self.mean) / self.std, (0, width - image.shape[-1], 0, height - image.shape[-2]))

@@ -140,3 +140,12 @@ def test_every_kind_of_region_token_of_some_or_no_queries(wanted: list[int]):
         torch.testing.assert_close((found[0] - found[1])[0], hidden[3] - hidden[0])
         assert not torch.isclose(found[0, 2:8], found[1, 2:8]).all(-1).any()  # what lies under their masks differs
         assert not torch.isclose(found[0, 8:], found[1, 8:]).all(-1).any()  # each sees the others from its own place
+
+
+def test_images_on_a_canvas_given():
+    images = ImageBatch([0.0] * 3, [1.0] * 3, 32)
+    batch = images([torch.ones(3, 33, 20), torch.ones(3, 10, 30)], canvas=(40, 50))
+    assert batch.shape == (2, 3, 40, 50)
+    assert batch.sum((1, 2, 3)).tolist() == [3 * 33 * 20, 3 * 10 * 30]
+    with pytest.raises(ValueError, match="do not fit"):
+        images([torch.ones(3, 33, 51)], canvas=(40, 50))
