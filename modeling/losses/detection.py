@@ -146,20 +146,22 @@ def heat_focal(
 
 
 def roi_losses(
-    outputs: RoiOutputs, samples: Sequence[RoiSamples], truth: Sequence[Tensor], *, num_samples: int
+    outputs: RoiOutputs, samples: Sequence[RoiSamples], truth: Sequence[Tensor | None], *, num_samples: int
 ) -> RoiSums:
-    """Compare the second stage with the objects of the images that learn.
+    """Compare the second stage with the objects.
 
     Args:
-        outputs: of the sampled regions of all these images, in their order.
-        samples: of each image.
-        truth: (G_i, 4) xyxy pixels.
+        outputs: of the sampled regions of all images, in their order.
+        samples: of each image; one without samples adds nothing.
+        truth: (G_i, 4) xyxy pixels of each image; None where there are no samples.
         num_samples: regions wanted per image; the boxes' divisor, however many there were.
     """
     counts = [len(s.xyxy) for s in samples]
     objects, boxes = outputs.logits[:0].sum(), outputs.deltas[:0].sum()
     stages = zip(samples, truth, outputs.logits.split(counts), outputs.deltas.split(counts), strict=True)
     for sample, real, logits, deltas in stages:
+        if not len(sample.xyxy):
+            continue
         valid = (sample.xyxy[:, 2:] > sample.xyxy[:, :2]).all(-1)
         each = F.cross_entropy(logits, sample.positive.long(), reduction="none")
         objects = objects + torch.where(valid, each, 0.0).sum() / valid.sum().clamp(min=1)

@@ -111,6 +111,7 @@ def all_losses(detector: Detector, images: torch.Tensor, truth: list[torch.Tenso
     maps = detector(images, (64, 64))
     targets = [centre_targets(boxes, maps.levels) for boxes in truth]
     centres = centre_losses(maps.proposals, targets, torch.tensor(learns))
+    truth = [boxes if known else None for boxes, known in zip(truth, learns, strict=True)]
     samples = detector.sample(maps, truth, [7] * len(truth))
     outputs = detector.classify(maps, [s.xyxy for s in samples])
     regions = roi_losses(outputs, samples, truth, num_samples=detector.numbers.num_samples)
@@ -133,6 +134,16 @@ def test_every_parameter_learns():
     assert images.grad.abs().sum((1, 2, 3)).all()
 
 
+def test_an_image_whose_objects_are_unknown_teaches_nothing():
+    detector, images = tiny(), torch.randn(2, 12, 4, 4, requires_grad=True)
+    boxes = torch.tensor([[3.0, 3, 30, 40]])
+    loss = all_losses(detector, images, [boxes, boxes], [False, True])
+    loss.backward()
+    assert images.grad.abs().sum((1, 2, 3)).bool().tolist() == [False, True]
+    alone = all_losses(detector, images.detach()[1:], [boxes], [True])
+    torch.testing.assert_close(alone, loss)
+
+
 @pytest.mark.parametrize("boxes", [torch.zeros(0, 4), torch.zeros(2, 4)])
 @pytest.mark.parametrize("learns", [True, False])
 def test_losses_without_objects_are_finite(boxes: torch.Tensor, learns: bool):
@@ -140,7 +151,8 @@ def test_losses_without_objects_are_finite(boxes: torch.Tensor, learns: bool):
     loss = all_losses(detector, torch.randn(2, 12, 4, 4), [boxes, boxes], [learns, learns])
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+    assert all(p.grad.isfinite().all() for p in detector.parameters())  # and none is missing
+    assert learns or loss == 0
 
 
 def test_learns_one_image():

@@ -104,21 +104,23 @@ class Detector(nn.Module):
         """Run the second stage on the boxes of each image, (N_i, 4) pixels."""
         return self.rois(maps.pyramid, maps.levels, boxes)
 
-    def sample(self, maps: DetectorMaps, truth: Sequence[Tensor], seeds: Sequence[int]) -> list[RoiSamples]:
-        """Choose what the second stage learns from: among proposals and objects (G_i, 4) of each image, by its seed."""
+    def sample(self, maps: DetectorMaps, truth: Sequence[Tensor | None], seeds: Sequence[int]) -> list[RoiSamples]:
+        """Choose what the second stage learns from: proposals and objects of each image, by the image's seed.
+
+        Args:
+            maps: of B images.
+            truth: (G_i, 4) all objects of an image, pixels; None where they are not known, from which no sample comes.
+            seeds: of the images.
+        """
         n = self.numbers
-        found = select_proposals(
-            maps.proposals,
-            maps.levels,
-            candidates=n.train_candidates,
-            kept=n.train_proposals,
-            nms_iou=n.proposal_iou,
-        )
+        known = [i for i, objects in enumerate(truth) if objects is not None]
+        proposals = ProposalMaps(maps.proposals.heat[known], maps.proposals.reach[known])
+        limits = {"candidates": n.train_candidates, "kept": n.train_proposals, "nms_iou": n.proposal_iou}
         sizes = {"num_samples": n.num_samples, "positive_share": n.positive_share, "iou": n.object_iou}
-        return [
-            sample_rois(proposals.xyxy, objects, seed=seed, **sizes)
-            for proposals, objects, seed in zip(found, truth, seeds, strict=True)
-        ]
+        samples = [RoiSamples.none(maps.proposals.reach.device) for _ in truth]
+        for i, found in zip(known, select_proposals(proposals, maps.levels, **limits), strict=True):
+            samples[i] = sample_rois(found.xyxy, truth[i], seed=seeds[i], **sizes)
+        return samples
 
     @torch.no_grad()
     def detect(self, maps: DetectorMaps) -> list[Boxes]:

@@ -48,6 +48,12 @@ class RoiSamples:
     objects: Tensor
     positive: Tensor
 
+    @classmethod
+    def none(cls, device: torch.device | str = "cpu") -> RoiSamples:
+        """Return no regions."""
+        rows = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(torch.zeros(0, 4, device=device), rows, rows.bool())
+
 
 class RoiHead(nn.Module):
     """RoIAlign, two linear layers, and two predictions.
