@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,8 @@ def test_deltas_are_undone():
     torch.testing.assert_close(decode_deltas(boxes, encode_deltas(boxes, targets)), targets)
     by_hand = encode_deltas(torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 0, 15, 20]]))
     assert by_hand.tolist() == [[5, 0, 0, 0]]  # 10 * half a width
+    taller = encode_deltas(torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[-5.0, -10, 15, 50]]))
+    assert taller[0].tolist() == pytest.approx([0, 5, 5 * math.log(2), 5 * math.log(3)])
     grown = decode_deltas(torch.tensor([[0.0, 0, 2, 2]]), torch.full((1, 4), 1e9))
     assert grown.isfinite().all()
 

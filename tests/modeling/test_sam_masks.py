@@ -43,9 +43,12 @@ def test_the_adapter_begins_as_pure_box_prompting_and_learns():
     assert not text.grad.any()
     adapter(visual, text).sum().backward()
     assert adapter.gate.grad.abs().min() > 0
-    torch.nn.init.ones_(adapter.gate)
-    adapter(visual, text).square().sum().backward()
+    torch.nn.init.constant_(adapter.gate, 0.5)
+    half = adapter(visual, text)
+    half.square().sum().backward()
     assert text.grad.abs().sum() > 0
+    torch.nn.init.constant_(adapter.gate, 1e4)  # as open as it gets
+    torch.testing.assert_close(half, adapter(visual, text) * torch.tensor(0.5).tanh())
 
 
 def test_masks_return_to_the_original_image():

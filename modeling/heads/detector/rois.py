@@ -144,7 +144,7 @@ def sample_rois(
     """
     real = (truth[:, 2:] > truth[:, :2]).all(-1)
     candidates = torch.cat((proposals, truth[real]))
-    overlap = box_iou(candidates, truth).nan_to_num(0) * real  # two empty boxes: 0 / 0
+    overlap = box_iou(candidates, truth).nan_to_num(0)  # two empty boxes: 0 / 0
     best, objects = (
         overlap.max(1) if len(truth) else (overlap.new_zeros(len(candidates)), real.new_zeros(len(candidates)))
     )
