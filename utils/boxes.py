@@ -25,3 +25,10 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     union = area_a + area_b - shared
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
     return shared / (union + 1e-6) - (hull - union) / (hull + 1e-6)
+
+
+def rescale_boxes(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Bring xyxy boxes (..., 4) from an image of ``size`` to its ``original`` (height, width), and cut them there."""
+    (h, w), (height, width) = size, original
+    scaled = boxes * boxes.new_tensor((width / w, height / h, width / w, height / h))
+    return torch.minimum(scaled.clamp(min=0), scaled.new_tensor((width, height, width, height)))

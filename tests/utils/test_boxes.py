@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locap.utils.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
+from locap.utils.boxes import cxcywh_to_xyxy, generalized_iou, rescale_boxes, xyxy_to_cxcywh
 
 
 def test_conversions_are_inverse():
@@ -29,3 +29,9 @@ def test_generalized_iou_by_hand(other: list[int], expected: float):
     found = generalized_iou(box, torch.tensor([other], dtype=torch.float32))
     assert found.item() == pytest.approx(expected, abs=1e-5)
     assert generalized_iou(torch.tensor([other], dtype=torch.float32), box).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_boxes_return_to_the_original_image():
+    boxes = torch.tensor([[10.0, 20, 30, 60], [-5, 0, 100, 50]])
+    found = rescale_boxes(boxes, (50, 100), (100, 400))
+    assert found.tolist() == [[40, 40, 120, 100], [0, 0, 400, 100]]
