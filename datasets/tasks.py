@@ -104,6 +104,10 @@ class Prompt:
         context, text = mirror_words(self.context), mirror_words(self.text)
         return replace(self, context=context, text=text, narrative=narrative)
 
+    def silent(self) -> Prompt:
+        """Return the prompt as a mere box, which teaches nothing but a detector."""
+        return replace(self, learns=(False, False, False))
+
 
 def prompts_of(
     record: Record,

@@ -150,5 +150,5 @@ def words_of_tokens(text: str, count_pieces: Callable[[str], int]) -> list[int]:
         count_pieces: the number of word pieces of a text, special tokens left out.
     """
     words = text.split()
-    ends = [count_pieces(" ".join(words[: k + 1])) for k in range(len(words))]
+    ends = [count_pieces(" ".join(words[:k])) for k in range(1, len(words) + 1)]
     return [k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) for _ in range(start, end)]
