@@ -37,11 +37,13 @@ class Canvas:
         return min(self.resized[0], self.side), min(self.resized[1], self.side)
 
     def apply_image(self, image: np.ndarray) -> Tensor:
-        """Transform uint8 (height, width, 3) to uint8 (3, side, side)."""
+        """Transform uint8 (height, width, 3) to uint8 (3, side, side).
+
+        Resized in fixed point, which is many times faster than in float32 and differs from it by at most 1.
+        """
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         if self.resized != self.original:
-            smooth = functional.interpolate(pixels[None].float(), self.resized, mode="bilinear", align_corners=False)
-            pixels = smooth[0].round().clamp(0, 255).to(torch.uint8)
+            pixels = functional.interpolate(pixels[None], self.resized, mode="bilinear", align_corners=False)[0]
         return self._place(pixels)
 
     def apply_masks(self, masks: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..records import Record, Region, decode_mask
 from ..tasks import EVAL_INSTRUCTIONS, INSTRUCTIONS, Prompt, check_tasks, prompts_of
 from .canvas import Canvas, draw_canvas, fit_canvas
 from .mapper import Sample
-from .word_places import check_alignment, word_boxes, words_of_tokens
+from .word_places import WordCounter, check_alignment, word_boxes
 
 Masks = dict[int, np.ndarray]  # bool (height, width) by Python's id of the region: ids in files may repeat
 
@@ -186,6 +186,10 @@ class PromptWriter:
 
     def __init__(self, tokenizer: Tokenizer, *, max_context: int, alignment: str) -> None:
         self.tokenizer, self.max_context, self.alignment = tokenizer, max_context, alignment
+        self._counter = WordCounter(self._count_pieces)
+
+    def _count_pieces(self, text: str) -> int:
+        return len(self.tokenizer.encode(text)) - 2
 
     def __call__(
         self,
@@ -236,7 +240,7 @@ class PromptWriter:
 
     def _word_boxes(self, prompt: Prompt, num_tokens: int, canvas: Canvas) -> np.ndarray:
         height, width = canvas.original
-        token_words = words_of_tokens(prompt.text, lambda text: len(self.tokenizer.encode(text)) - 2)
+        token_words = self._counter.words_of_tokens(prompt.text)
         boxes = word_boxes(
             prompt.narrative,
             height=height,

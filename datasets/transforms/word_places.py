@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
+from itertools import accumulate
 
 import numpy as np
 
@@ -142,13 +143,31 @@ def _plain(word: str) -> str:
     return _NOT_WORDS.sub("", word).lower()
 
 
-def words_of_tokens(text: str, count_pieces: Callable[[str], int]) -> list[int]:
-    """Return, for each word piece of a text, the index of its word in ``text.split()``.
+class WordCounter:
+    """How many word pieces each word of a text has; words seen before are remembered.
 
     Args:
-        text: a caption.
         count_pieces: the number of word pieces of a text, special tokens left out.
     """
-    words = text.split()
-    ends = [count_pieces(" ".join(words[:k])) for k in range(1, len(words) + 1)]
-    return [k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) for _ in range(start, end)]
+
+    _MOST = 65_536  # words to remember
+
+    def __init__(self, count_pieces: Callable[[str], int]) -> None:
+        self.count_pieces = count_pieces
+        self._known: dict[str, int] = {}
+
+    def words_of_tokens(self, text: str) -> list[int]:
+        """Return, for each word piece of a text, the index of its word in ``text.split()``."""
+        words = text.split()
+        total, counts = self.count_pieces(" ".join(words)), [self._count(word) for word in words]
+        ends = list(accumulate(counts))
+        if ends and ends[-1] != total:  # cut off, or pieces depend on what is before them
+            ends = [self.count_pieces(" ".join(words[:k])) for k in range(1, len(words) + 1)]
+        return [k for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) for _ in range(start, end)]
+
+    def _count(self, word: str) -> int:
+        if word not in self._known:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[word] = self.count_pieces(word)
+        return self._known[word]

@@ -79,7 +79,7 @@ def test_bilinear_has_half_pixel_centres_and_no_antialiasing():
     image = np.random.default_rng(1).integers(0, 256, (40, 64, 3), np.uint8)
     placed = fit_canvas(40, 64, side=32).apply_image(image)
     halves = torch.from_numpy(image).float().reshape(20, 2, 32, 2, 3).mean((1, 3)).permute(2, 0, 1)
-    assert (placed[:, :20] - halves).abs().max() <= 0.5
+    assert (placed[:, :20] - halves).abs().max() <= 1
 
 
 def test_flips_scales_and_crops_are_drawn():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 from locap.datasets.records import Narrative, TimedWord
 from locap.datasets.shapes import Shapes
 from locap.datasets.transforms.word_places import (
+    WordCounter,
     aligned_words,
     proportional_words,
     utterance_places,
     word_boxes,
-    words_of_tokens,
 )
 from locap.utils.errors import UsageError
 
@@ -107,12 +109,18 @@ def test_nothing_was_spoken():
         np.testing.assert_array_equal(boxes, np.zeros((2, 4)))
 
 
-def test_pieces_belong_to_their_words(tokenizer):
-    def count(text):
-        return len(tokenizer.encode(text)) - 2
+@pytest.mark.parametrize("max_tokens", [40, 6])
+def test_pieces_belong_to_their_words(tokenizer, max_tokens):
+    tokenizer.max_tokens = max_tokens
+    counter = WordCounter(lambda text: len(tokenizer.encode(text)) - 2)
+    for _ in range(2):  # the second time from memory
+        assert counter.words_of_tokens("a man ' s dog.") == [0, 1, 2, 3, 4, 4][: max_tokens - 2]
+    assert counter.words_of_tokens("") == []
 
-    assert words_of_tokens("a man ' s dog.", count) == [0, 1, 2, 3, 4, 4]
-    assert words_of_tokens("", count) == []
+
+def test_pieces_that_depend_on_what_is_before_them():
+    counter = WordCounter(lambda text: len(text.replace("b c", "b").split()) * 2)
+    assert counter.words_of_tokens("a b c d") == [0, 0, 1, 1, 3, 3]
 
 
 def test_words_of_shapes_lie_on_what_they_name():
@@ -136,3 +144,38 @@ def test_words_of_shapes_lie_on_what_they_name():
         shares[alignment] = np.mean(hits)
     assert shares["aligned"] > 0.95
     assert shares["proportional"] < shares["aligned"]
+
+
+def test_words_of_real_narratives_lie_on_what_they_name(coco_mini):
+    """A phrase's words against the box of its segment, over 17 narratives whose grounding is known."""
+    folder = coco_mini / "localized_narratives"
+    lines = (folder / "coco_val_localized_narratives.jsonl").read_text(encoding="utf-8").splitlines()
+    sizes = {
+        image["id"]: image for image in json.loads((coco_mini / "annotations/instances.json").read_text())["images"]
+    }
+    hits = {"aligned": [], "proportional": []}
+    for truth in json.loads((folder / "grounding.json").read_text(encoding="utf-8")):
+        item, size = json.loads(lines[truth["line"]]), sizes[int(truth["image_id"])]
+        height, width = size["height"], size["width"]
+        spoken = item["timed_caption"]
+        narrative = Narrative(
+            item["caption"],
+            tuple(TimedWord(part["utterance"], part["start_time"], part["end_time"]) for part in spoken),
+            tuple(tuple((p["x"] * width, p["y"] * height, p["t"]) for p in stroke) for stroke in item["traces"]),
+        )
+        ends = np.cumsum([len(part["utterance"].split()) for part in spoken])  # the caption is what was spoken
+        words = narrative.caption.split()
+        assert ends[-1] == len(words)
+        for alignment, found in hits.items():
+            boxes = word_boxes(
+                narrative, height=height, width=width, num_tokens=len(words), token_words=range(len(words)),
+                alignment=alignment,
+            )  # fmt: skip
+            for phrase in truth["phrases"]:
+                first, last = phrase["utterances"]
+                x0, y0, w, h = phrase["bbox"]
+                for box in boxes[ends[first - 1] if first else 0 : ends[last]]:
+                    x, y = box.reshape(2, 2).mean(0)
+                    found.append(x0 - 5 <= x <= x0 + w + 5 and y0 - 5 <= y <= y0 + h + 5)
+    assert np.mean(hits["aligned"]) > 0.9
+    assert np.mean(hits["proportional"]) < np.mean(hits["aligned"]) - 0.05
