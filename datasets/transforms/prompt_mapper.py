@@ -204,7 +204,8 @@ class PromptWriter:
             prompts: in pixels of the original image, with boxes that the canvas shows.
             canvas: where they go.
             masks: of the original image, see `read_masks`.
-            points: row -> the point, in pixels of the original image, that takes the place of the box.
+            points: row -> the point, in pixels of the original image, that takes the place of the box; it is kept in
+                the box, or in the picture where the prompt has none.
         """
         texts = [self.tokenizer.encode(" ".join(prompt.text.split())) for prompt in prompts]
         contexts = [self._context(prompt.context) for prompt in prompts]
@@ -259,12 +260,15 @@ class PromptWriter:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return points (N, 2, 2) and labels (N, 2): the prompt's box, a point and padding, or the whole image."""
         height, width = canvas.size
+        whole = np.array((0.0, 0.0, width, height))
+        bounds = np.array([whole if p.box_xyxy is None else box for p, box in zip(prompts, boxes, strict=True)])
+        bounds = bounds.reshape(-1, 4)
         located = np.array([prompt.located for prompt in prompts], bool)[:, None]
-        corners = np.where(located, boxes, (0.0, 0.0, width, height)).reshape(-1, 2, 2)
+        corners = np.where(located, bounds, whole).reshape(-1, 2, 2)
         labels = np.tile(np.array([BOX_START, BOX_END]), (len(prompts), 1))
         for row, point in points.items():
             moved = canvas.move_points(np.array(point))
-            corners[row] = (moved.clip(boxes[row, :2], boxes[row, 2:]), (0.0, 0.0))
+            corners[row] = (moved.clip(bounds[row, :2], bounds[row, 2:]), (0.0, 0.0))
             labels[row] = IMAGE_POINT, NO_POINT
         return corners, labels
 

@@ -14,9 +14,9 @@ from locap.datasets.loader import EvalLoader, TrainLoader
 from locap.datasets.prepare.shapes_vocabulary import FOLDER
 from locap.datasets.records import Narrative, Record, Region, TimedWord, encode_mask
 from locap.datasets.shapes import Shapes
-from locap.datasets.tasks import TASKS
+from locap.datasets.tasks import TASKS, Prompt
 from locap.datasets.transforms.canvas import fit_canvas
-from locap.datasets.transforms.prompt_mapper import PromptEvalMapper, PromptMapper
+from locap.datasets.transforms.prompt_mapper import PromptEvalMapper, PromptMapper, PromptWriter
 from locap.utils.errors import UsageError
 from locap.utils.tokenizers import CaptionTokenizer
 
@@ -220,6 +220,25 @@ def test_evaluation_keeps_the_way_back(words):
     boxes = {region.id: region.box_xyxy for region in record.regions}
     np.testing.assert_allclose(back, [boxes[k] for k, _ in expressions], atol=1e-4)
     assert PromptEvalMapper("trace", words)(record).targets.contexts == ["A long image caption: "]
+
+
+def test_prompts_of_a_user(words):
+    """What has no record: a box, a point without a box, a point beside the picture, a phrase."""
+    writer = PromptWriter(words, max_context=16, alignment="aligned")
+    prompts = [
+        Prompt("region", "an object of ", "", (10, 10, 30, 20), located=True),
+        Prompt("region", "an object of ", "", located=True),
+        Prompt("region", "an object of ", "", located=True),
+        Prompt("refer", "where is the star", "the star"),
+    ]
+    targets = writer(prompts, fit_canvas(40, 80, side=40), {}, {1: (60.0, 20.0), 2: (90.0, -5.0)})
+    assert targets.prompt_points.tolist() == [
+        [[5, 5], [15, 10]], [[30, 10], [0, 0]], [[40, 0], [0, 0]], [[0, 0], [40, 20]]
+    ]  # fmt: skip
+    assert targets.prompt_labels.tolist() == [[2, 3], [1, -1], [1, -1], [2, 3]]
+    assert targets.boxes_xyxy.tolist() == [[5, 5, 15, 10]] + [[0, 0, 0, 0]] * 3
+    assert targets.text[0].tolist()[:3] == [words.start_id, words.end_id, words.pad_id]
+    assert targets.region_ids == [-1] * 4
 
 
 def digest(batch):
