@@ -68,7 +68,11 @@ TASKS = tuple(INSTRUCTIONS)
 
 Box = tuple[float, float, float, float]
 Pick = Callable[[Sequence], object]
-_SIDES = re.compile(r"\b(left|right)(?=most\b|hand\b|side\b|wards?\b|\b)", re.IGNORECASE)
+_SIDES = re.compile(  # "right behind" is not a side, "the right behind" is
+    r"\b(left|(?<=the )right|right(?!\s+(?:next to|in front|behind|above|below|under|beneath|beside)\b))"
+    r"(?=most\b|hand\b|side\b|wards?\b|\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,8 @@ def test_unknown_tasks_are_named():
         ("Left of the right dog, LEFT", "Right of the left dog, RIGHT"),
         ("the leftmost cup on the right-hand side", "the rightmost cup on the left-hand side"),
         ("a bright cleft, alright, lefty", "a bright cleft, alright, lefty"),
+        ("a dog right behind the left cup", "a dog right behind the right cup"),
+        ("the one on the right in front of it", "the one on the left in front of it"),
     ],
 )
 def test_mirrored_words(text, mirrored):
