@@ -1,13 +1,14 @@
 """What a loader hands to a model: images and typed targets, small enough to ship between processes.
 
-Masks travel as one id map per image and are expanded where they are used (`RegionTargets.masks`).
+Masks of regions travel as one id map per image, masks of prompts, which may overlap, as packed bits; both are expanded
+where they are used (`RegionTargets.masks`, `PromptTargets.unpacked_masks`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,6 +37,18 @@ class RegionTargets:
     captions: list[str]
     seed: int = 0
 
+    @classmethod
+    def blank(cls, size: int) -> RegionTargets:
+        """Return the targets of a (size, size) image without regions."""
+        return cls(
+            labels=torch.zeros(0, dtype=torch.int64),
+            segment_ids=torch.zeros(0, dtype=torch.int64),
+            id_map=torch.zeros(size, size, dtype=torch.int32),
+            boxes_xyxy=torch.zeros(0, 4),
+            caption_tokens=torch.zeros(0, 2, dtype=torch.int64),
+            captions=[],
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -53,34 +66,111 @@ class RegionTargets:
         return _mapped(self, Tensor.pin_memory)
 
 
+IMAGE_POINT, BOX_START, BOX_END, NO_POINT = 1, 2, 3, -1  # `PromptTargets.prompt_labels`
+
+
+@dataclass(slots=True)
+class PromptTargets:
+    """The prompts of one image with what each should bring forth, after augmentation.
+
+    N prompts, T text tokens, C context tokens, P prompt points, H x W pixels. Coordinates are absolute pixels (x, y) of
+    the augmented image.
+
+    Attributes:
+        text: int64 (N, T), begin, word pieces, end, padding; on the host, as ``RegionTargets.caption_tokens``.
+        context: int64 (N, C), the instruction's word pieces, end, padding; on the host.
+        prompt_points: float32 (N, P, 2), where the prompt points at.
+        prompt_labels: int64 (N, P): 1 a point, 2 and 3 the upper left and lower right corner of a box, -1 padding.
+        boxes_xyxy: float32 (N, 4), the box a prompt is about; zeros: none.
+        word_boxes: float32 (N, T, 4), (x0, y0, x1, y1) of the place of each token; zeros: nowhere.
+        learns: bool (N, 3): whether the row teaches its text, its place, its mask. A row that teaches nothing counts
+            only for a detector.
+        size: (height, width) of the valid pixels; what lies below and to the right of them is padding.
+        masks: uint8 (N, H, ceil(W / 8)), eight pixels a byte, leftmost in the highest bit; None when no row has one.
+        detects: ``boxes_xyxy`` are all objects of the image, so that a detector may learn from them.
+        contexts, texts: N strings each, what ``context`` and ``text`` were made from.
+        region_ids: N ids of the regions of the record; -1 for the whole image.
+        task: the task that was drawn.
+        seed: f(seed, epoch, sample index), as ``RegionTargets.seed``.
+    """
+
+    text: Tensor
+    context: Tensor
+    prompt_points: Tensor
+    prompt_labels: Tensor
+    boxes_xyxy: Tensor
+    word_boxes: Tensor
+    learns: Tensor
+    size: tuple[int, int]
+    masks: Tensor | None = None
+    detects: bool = False
+    contexts: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    region_ids: list[int] = field(default_factory=list)
+    task: str = ""
+    seed: int = 0
+
+    @classmethod
+    def blank(cls, size: int) -> PromptTargets:
+        """Return the targets of a (size, size) image without prompts."""
+        return cls(
+            text=torch.zeros(0, 2, dtype=torch.int64),
+            context=torch.zeros(0, 1, dtype=torch.int64),
+            prompt_points=torch.zeros(0, 2, 2),
+            prompt_labels=torch.zeros(0, 2, dtype=torch.int64),
+            boxes_xyxy=torch.zeros(0, 4),
+            word_boxes=torch.zeros(0, 2, 4),
+            learns=torch.zeros(0, 3, dtype=torch.bool),
+            size=(size, size),
+        )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def unpacked_masks(self, width: int) -> Tensor:
+        """Return bool (N, H, width); ``width`` is that of the augmented image.
+
+        Raises:
+            ValueError: no row has a mask.
+        """
+        if self.masks is None:
+            raise ValueError("no prompt of this image has a mask")
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.masks.device)
+        return ((self.masks[..., None] >> shifts) & 1).flatten(-2)[..., :width].bool()
+
+    def to(self, device: torch.device | str) -> PromptTargets:
+        """Move every tensor but ``text`` and ``context``."""
+        moved = _mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return dataclasses.replace(moved, text=self.text, context=self.context)
+
+    def pin_memory(self) -> PromptTargets:
+        """Pin every tensor, so that copies to a GPU need not wait."""
+        return _mapped(self, Tensor.pin_memory)
+
+
+Targets = RegionTargets | PromptTargets
+
+
 @dataclass(slots=True)
 class Batch:
     """B images with their targets (empty when there are none, as at inference).
 
     Attributes:
         images: B tensors uint8 (3, H, W), RGB 0-255; sizes may differ.
-        targets: B `RegionTargets`.
+        targets: B `RegionTargets` or B `PromptTargets`, as the system learns from.
         image_ids: ids of the records.
         output_sizes: (height, width) of the original images; predictions are made at this size.
     """
 
     images: list[Tensor]
-    targets: list[RegionTargets]
+    targets: list[RegionTargets] | list[PromptTargets]
     image_ids: list[int | str]
     output_sizes: list[tuple[int, int]]
 
     @classmethod
-    def blank(cls, size: int = 64) -> Batch:
-        """Return one black image without regions, for a rank that has no sample in a step but must join it."""
-        nothing = RegionTargets(
-            labels=torch.zeros(0, dtype=torch.int64),
-            segment_ids=torch.zeros(0, dtype=torch.int64),
-            id_map=torch.zeros(size, size, dtype=torch.int32),
-            boxes_xyxy=torch.zeros(0, 4),
-            caption_tokens=torch.zeros(0, 2, dtype=torch.int64),
-            captions=[],
-        )
-        return cls([torch.zeros(3, size, size, dtype=torch.uint8)], [nothing], ["blank"], [(size, size)])
+    def blank(cls, size: int = 64, kind: type[Targets] = RegionTargets) -> Batch:
+        """Return one black image without targets, for a rank that has no sample in a step but must join it."""
+        return cls([torch.zeros(3, size, size, dtype=torch.uint8)], [kind.blank(size)], ["blank"], [(size, size)])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,7 +189,7 @@ class Batch:
         return dataclasses.replace(self, images=images, targets=[target.pin_memory() for target in self.targets])
 
 
-def _mapped(targets: RegionTargets, function: Callable[[Tensor], Tensor]) -> RegionTargets:
+def _mapped(targets: Targets, function: Callable[[Tensor], Tensor]) -> Targets:
     tensors = {
         f.name: function(value)
         for f in dataclasses.fields(targets)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...utils.errors import DataError, UsageError
 from ...utils.id_maps import measure_segments
 from ...utils.tokenizers import CaptionTokenizer
-from ..batches import RegionTargets
+from ..batches import PromptTargets, RegionTargets
 from ..categories import contiguous_indices
 from ..checks import read_checked_id_map, read_checked_image
 from ..records import Category, Record, Region
@@ -33,7 +33,7 @@ class Sample:
     image: Tensor
     image_id: int | str
     output_size: tuple[int, int]
-    targets: RegionTargets | None = None
+    targets: RegionTargets | PromptTargets | None = None
 
 
 Mapper = Callable[[Record, int, int], Sample]
