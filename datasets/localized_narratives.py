@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..utils.untrusted import get, objects, resolve_under
+from ..utils.untrusted import each_object, get, resolve_under
 from .records import Narrative, TimedWord
 
 
@@ -47,7 +47,7 @@ def read_narrative(body: Any, height: int, width: int, where: str) -> Narrative:
             float(get(item, "start_time", number, place)),
             float(get(item, "end_time", number, place)),
         )
-        for item, place in objects(body, where, "timed_caption")
+        for item, place in each_object(body, where, "timed_caption")
     )
     traces = tuple(
         tuple(
@@ -56,7 +56,7 @@ def read_narrative(body: Any, height: int, width: int, where: str) -> Narrative:
                 get(point, "y", number, place) * height,
                 float(get(point, "t", number, place)),
             )
-            for point, place in objects(stroke, f"{where}: traces[{i}]")
+            for point, place in each_object(stroke, f"{where}: traces[{i}]")
         )
         for i, stroke in enumerate(get(body, "traces", (list,), where))
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.errors import DataError
-from ...utils.untrusted import get, objects, read_image_size, read_json, shown
+from ...utils.untrusted import each_object, get, read_image_size, read_json, shown
 from ..records import Record
 from .packed import ImageFinder, PackedReader, coco_names
 from .visual_genome import size_of
@@ -67,10 +67,10 @@ class CocoCaptionsReader(_Captions):
         file = shown(self.annotations)
         document = read_json(self.annotations)
         images = {
-            get(body, "id", (int, str), where): (body, where) for body, where in objects(document, file, "images")
+            get(body, "id", (int, str), where): (body, where) for body, where in each_object(document, file, "images")
         }
         captions: dict[int | str, list[str]] = {image_id: [] for image_id in images}
-        for body, where in objects(document, file, "annotations"):
+        for body, where in each_object(document, file, "annotations"):
             image_id = get(body, "image_id", (int, str), where)
             if image_id not in captions:
                 raise DataError("A caption belongs to no image of the file.", where=where, value=image_id)
@@ -97,11 +97,11 @@ class KarpathyReader(_Captions):
         super().__init__(annotations, images)
 
     def _entries(self) -> Iterator[dict[str, Any]]:
-        for body, where in objects(read_json(self.annotations), shown(self.annotations), "images"):
+        for body, where in each_object(read_json(self.annotations), shown(self.annotations), "images"):
             split = get(body, "split", (str,), where)
             if split not in KARPATHY_SPLITS:
                 raise DataError("Unknown split.", where=where, value=split, allowed=", ".join(KARPATHY_SPLITS))
             if split in self.splits:
-                captions = [get(item, "raw", (str,), place) for item, place in objects(body, where, "sentences")]
+                captions = [get(item, "raw", (str,), place) for item, place in each_object(body, where, "sentences")]
                 names = coco_names(get(body, "filename", (str,), where), body.get("filepath") or "")
                 yield from self._entry(get(body, "cocoid", (int,), where), captions, names)

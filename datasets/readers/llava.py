@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.errors import DataError
-from ...utils.untrusted import get, objects, read_image_size, read_json, shown
+from ...utils.untrusted import each_object, get, read_image_size, read_json, shown
 from ..records import Record, Turn
 from .packed import ImageFinder, PackedReader, coco_names
 
@@ -41,11 +41,11 @@ class LlavaReader(PackedReader):
             logger.info("%s: %d entries without an image are left out", shown(self.annotations), self.without_image)
 
     def _entries(self) -> Iterator[dict[str, Any]]:
-        for body, where in objects(read_json(self.annotations), shown(self.annotations)):
+        for body, where in each_object(read_json(self.annotations), shown(self.annotations)):
             if body.get("image") is None:
                 self.without_image += 1
                 continue
-            turns = [_turn(item, i, place) for i, (item, place) in enumerate(objects(body, where, "conversations"))]
+            turns = [_turn(item, i, place) for i, (item, place) in enumerate(each_object(body, where, "conversations"))]
             if not turns or len(turns) % 2:
                 raise DataError("A conversation does not end with an answer.", where=where, value=f"{len(turns)} turns")
             found = self._images.find(coco_names(get(body, "image", (str,), where)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...utils.errors import DataError, LocapError
-from ...utils.untrusted import compressed_rle, get, objects, read_json, read_plain_pickle, shown
+from ...utils.untrusted import compressed_rle, each_object, get, objects, read_json, read_plain_pickle, shown
 from ..coco_geometry import box_fields, read_box_xywh, read_segmentation
 from ..records import Record, Region, Rle
 from .packed import OBJECT, ImageFinder, PackedReader, coco_names
@@ -101,7 +101,7 @@ class ReferReader(_Referring):
                 places.setdefault(annotation, where)
                 texts.setdefault(annotation, []).extend(
                     (get(item, "sent_id", (int,), place), get(item, "sent", (str,), place))
-                    for item, place in objects(body, where, "sentences")
+                    for item, place in each_object(body, where, "sentences")
                 )
         del refs
         return self._located(texts, places)
@@ -109,10 +109,12 @@ class ReferReader(_Referring):
     def _located(self, texts: Mapping[int, Any], places: Mapping[int, str]) -> Iterable[dict[str, Any]]:
         file, document = shown(self.instances), read_json(self.instances)
         annotations = {}
-        for body, where in objects(document, file, "annotations"):
+        for body, where in each_object(document, file, "annotations"):
             if (annotation := get(body, "id", (int,), where)) in texts:
                 annotations[annotation] = (body, where)
-        images = {get(body, "id", (int,), where): (body, where) for body, where in objects(document, file, "images")}
+        images = {
+            get(body, "id", (int,), where): (body, where) for body, where in each_object(document, file, "images")
+        }
         del document
         entries: dict[int, dict[str, Any]] = {}
         for annotation, said in texts.items():
@@ -148,10 +150,12 @@ class MdetrReferReader(_Referring):
 
     def _entries(self) -> Iterable[dict[str, Any]]:
         file, document = shown(self.annotations), read_json(self.annotations)
-        items = {get(body, "id", (int, str), where): (body, where) for body, where in objects(document, file, "images")}
+        items = {
+            get(body, "id", (int, str), where): (body, where) for body, where in each_object(document, file, "images")
+        }
         entries: dict[int | str, dict[str, Any]] = {}
         known: dict[tuple[int | str, int], dict[str, Any]] = {}
-        for body, where in objects(document, file, "annotations"):
+        for body, where in each_object(document, file, "annotations"):
             key = get(body, "image_id", (int, str), where)
             if key not in items:
                 raise DataError("An annotation belongs to no expression of the file.", where=where, value=key)
@@ -196,7 +200,7 @@ class UninextReferReader(_Referring):
     def _entries(self, source: str | None, key: str) -> Iterable[dict[str, Any]]:
         entries: dict[tuple[Any, int | str], dict[str, Any]] = {}
         number = count = 0
-        for body, where in objects(read_json(self.annotations), shown(self.annotations), key):
+        for body, where in each_object(read_json(self.annotations), shown(self.annotations), key):
             origin = body.get("data_source")
             if source is not None and origin != source:
                 continue
@@ -210,6 +214,10 @@ class UninextReferReader(_Referring):
             number, count = number + len(said), count + 1
             entry["objects"].append(_object(count - 1, said, body, body.get("mask"), where))
         return entries.values()
+
+
+def _images(document: Any, file: str) -> Iterator[tuple[dict[str, Any], str]]:
+    return each_object(document, file, "images")
 
 
 def _uninext_names(image_id: int | str, origin: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.errors import DataError
-from ...utils.untrusted import get, objects, read_json, shown
+from ...utils.untrusted import each_object, get, read_json, shown
 from ..coco_geometry import box_fields, read_box_xywh
 from ..records import Record, Region
 from .packed import OBJECT, ImageFinder, PackedReader, coco_names
@@ -73,7 +73,7 @@ class VisualGenomeReader(_CaptionedBoxes):
         super().__init__(self.annotations, images, self._entries(_read_image_data(Path(image_data)), chosen))
 
     def _entries(self, images: Mapping[int, tuple[Any, ...]], chosen: set[int] | None) -> Iterator[dict[str, Any]]:
-        for body, where in objects(read_json(self.annotations), shown(self.annotations)):
+        for body, where in each_object(read_json(self.annotations), shown(self.annotations)):
             regions = get(body, "regions", (list,), where)
             if "id" not in body and not regions:
                 continue  # nothing says which image this is
@@ -83,7 +83,7 @@ class VisualGenomeReader(_CaptionedBoxes):
             if image_id not in images:
                 raise DataError("The size of an image is not known.", where=where, value=image_id)
             url, size = images[image_id]
-            found = [self._region(image_id, item, place) for item, place in objects(body, where, "regions")]
+            found = [self._region(image_id, item, place) for item, place in each_object(body, where, "regions")]
             image = self._images.find(_raw_names(url))
             yield {"id": image_id, "size": size, "image": image, "regions": [item for item in found if item]}
 
@@ -110,14 +110,14 @@ class GritReader(_CaptionedBoxes):
         file = shown(self.annotations)
         document = read_json(self.annotations)
         entries: dict[int | str, dict[str, Any]] = {}
-        for body, where in objects(document, file, "images"):
+        for body, where in each_object(document, file, "images"):
             image_id = get(body, "id", (int, str), where)
             if image_id in entries:
                 raise DataError("An image is listed twice.", where=where, value=image_id)
             name = get(body, "file_name", (str,), where)
             image = self._images.find((*coco_names(name), *(f"{folder}/{name}" for folder in IMAGE_FOLDERS)))
             entries[image_id] = {"id": image_id, "size": size_of(body, where), "image": image, "regions": []}
-        for body, where in objects(document, file, "annotations"):
+        for body, where in each_object(document, file, "annotations"):
             image_id = get(body, "image_id", (int, str), where)
             if image_id not in entries:
                 raise DataError("An annotation belongs to no image of the file.", where=where, value=image_id)
@@ -141,7 +141,7 @@ def size_of(body: Any, where: str) -> tuple[int, int]:
 def _read_image_data(path: Path) -> dict[int, tuple[str, tuple[int, int]]]:
     """Return (url, (height, width)) by image id."""
     images = {}
-    for body, where in objects(read_json(path), shown(path)):
+    for body, where in each_object(read_json(path), shown(path)):
         image_id = get(body, "image_id" if "image_id" in body else "id", (int,), where)
         images[image_id] = (get(body, "url", (str,), where), size_of(body, where))
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections import OrderedDict
@@ -43,6 +44,16 @@ def test_plain_values_come_back(tmp_path_factory, value, protocol):
     assert read_plain_pickle(path) == value
 
 
+@settings(max_examples=150, deadline=None)
+@given(PLAIN, st.sampled_from([0, 1, 2]), st.integers(0, 200), st.binary(max_size=3))
+def test_damaged_files_are_refused_or_read(tmp_path_factory, value, protocol, place, damage):
+    path = tmp_path_factory.mktemp("pickle") / "a.p"
+    data = pickle.dumps(value, protocol)
+    path.write_bytes(data[:place] + damage + data[place + len(damage) :])
+    with contextlib.suppress(DataError):
+        read_plain_pickle(path)
+
+
 def test_texts_of_python_2(write):
     assert read_plain_pickle(write(b"(lp0\nS'left man'\np1\naI7\na.")) == ["left man", 7]
 
@@ -79,6 +90,12 @@ def endless() -> list:
         (pickle.dumps(shared_lists(60), 2), "over and over"),
         (pickle.dumps(endless(), 2), "over and over"),
         (b"h\x05.", "Malformed pickle"),
+        (b"]p99999\n.", "impossible index"),
+        (b"]p-1\n.", "no number"),
+        (b"]p7", "ends too early"),
+        (b"\x80", "ends too early|Malformed"),
+        (b"X\xff\xff\xff\xffa.", "ends too early"),
+        (b"\xfe", "no operation"),
         (b"}]]s.", "Malformed pickle"),
     ],
 )

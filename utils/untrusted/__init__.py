@@ -3,7 +3,7 @@
 Nothing is allocated before its size was checked, nothing in a file is ever executed, and each refusal names the file.
 """
 
-from .fields import get, objects
+from .fields import each_object, get, objects
 from .files import (
     iterate_json_lines,
     parse_json,
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_PIXELS",
     "compressed_rle",
     "decode_rle",
+    "each_object",
     "get",
     "iterate_json_lines",
     "load_flat_tensors",

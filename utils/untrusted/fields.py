@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import DataError
@@ -22,16 +23,20 @@ def get(body: Any, key: str, types: tuple[type, ...], where: str) -> Any:
     return value
 
 
-def objects(document: Any, where: str, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
-    """Return the objects of a list, or of the list under ``key``, each with its place.
+def each_object(document: Any, where: str, key: str | None = None) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the objects of a list, or of the list under ``key``, each with its place.
 
     Raises:
         DataError: there is no such list, or an item is no object.
     """
     name = "list" if key is None else key
-    items = get({name: document} if key is None else document, name, (list,), where)
-    places = [f"{'' if key is None else key}[{i}]" for i in range(len(items))]
-    return [
-        (get({place: item}, place, (dict,), where), f"{where}: {place}")
-        for place, item in zip(places, items, strict=True)
-    ]
+    for i, item in enumerate(get({name: document} if key is None else document, name, (list,), where)):
+        place = f"{'' if key is None else key}[{i}]"
+        if not isinstance(item, dict):
+            raise DataError(f'"{place}" is missing or of the wrong type.', where=where, value=item, allowed="dict")
+        yield item, f"{where}: {place}"
+
+
+def objects(document: Any, where: str, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
+    """Return what `each_object` yields."""
+    return list(each_object(document, where, key))

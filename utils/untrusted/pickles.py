@@ -21,7 +21,12 @@ _PLAIN = {
     *("LIST", "EMPTY_LIST", "APPEND", "APPENDS", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
     *("TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
 }
-_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT")
+# code -> bytes its argument takes, negative where the argument says so itself
+_OPERATIONS = {
+    ord(known.code): known.arg.n if known.arg else 0 for known in pickletools.opcodes if known.name in _PLAIN
+}
+_REMEMBER = {code[0] for code in (pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT)}
+_STOP, _PROTO = pickle.STOP[0], pickle.PROTO[0]
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -61,24 +66,57 @@ def read_plain_pickle(path: str | Path, *, max_bytes: int = MAX_PICKLE_BYTES) ->
 
 
 def _check_operations(data: bytes, path: str | Path) -> None:
-    try:
-        for operation, argument, position in pickletools.genops(data):
-            where = f"{shown(path)}: byte {position}"
-            if operation.name not in _PLAIN:
-                raise DataError(
-                    "The pickle holds more than plain values and is not opened: it could run code.",
-                    where=where,
-                    value=f"{operation.name} {argument if argument is not None else ''}".strip(),
-                    allowed="lists, tuples, dicts, texts and numbers, pickled with protocol 2 or lower",
-                )
-            if operation.name == "PROTO" and argument > MAX_PROTOCOL:
-                raise DataError("The pickle's protocol is too new.", where=where, value=argument, allowed="0 to 2")
-            if operation.name in _REMEMBER and not 0 <= argument <= len(data):  # memory is taken up to that index
-                raise DataError("Malformed pickle: an impossible index.", where=where, value=argument)
-    except DataError:
-        raise
-    except Exception as err:  # truncated, or a number of thousands of digits
-        raise DataError(f"Malformed pickle: {err}.", where=shown(path)) from None
+    """Walk over all operations up to the end mark, without carrying any out."""
+    position, operations = 0, _OPERATIONS
+    while True:
+        code = data[position] if position < len(data) else None
+        if code not in operations:
+            _refuse(code, f"{shown(path)}: byte {position}")
+        start = position + 1
+        length = operations[code]
+        position = start + (length if length >= 0 else _length(data, start, length))
+        if position > len(data):
+            _refuse(None, f"{shown(path)}: byte {start - 1}")
+        if code in _REMEMBER:
+            _check_index(code, data[start:position], len(data), f"{shown(path)}: byte {start - 1}")
+        elif code == _PROTO and data[start] > MAX_PROTOCOL:
+            where = f"{shown(path)}: byte {start}"
+            raise DataError("The pickle's protocol is too new.", where=where, value=data[start], allowed="0 to 2")
+        elif code == _STOP:
+            return
+
+
+def _refuse(code: int | None, where: str) -> None:
+    if code is None:
+        raise DataError("Malformed pickle: the file ends too early.", where=where)
+    known = pickletools.code2op.get(chr(code))
+    if known is None:
+        raise DataError("Malformed pickle: this is no operation.", where=where, value=bytes([code]))
+    raise DataError(
+        "The pickle holds more than plain values and is not opened: it could run code.",
+        where=where,
+        value=known.name,
+        allowed="lists, tuples, dicts, texts and numbers, pickled with protocol 2 or lower",
+    )
+
+
+def _length(data: bytes, start: int, kind: int) -> int:
+    """Return how many bytes an argument of variable length takes; past the end of the file where it does not end."""
+    if kind == pickletools.UP_TO_NEWLINE:
+        end = data.find(b"\n", start)
+        return end + 1 - start if end >= 0 else len(data)
+    size = 1 if kind == pickletools.TAKEN_FROM_ARGUMENT1 else 4
+    return size + int.from_bytes(data[start : start + size], "little")
+
+
+def _check_index(code: int, argument: bytes, most: int, where: str) -> None:
+    """Refuse to remember a value under an index that a file of this size does not need: memory is taken up to it."""
+    text = code == ord(pickle.PUT)
+    if text and not argument.strip().isdigit():
+        raise DataError("Malformed pickle: an index is no number.", where=where, value=argument[:20])
+    index = int(argument[:20]) if text else int.from_bytes(argument, "little")
+    if index > most:
+        raise DataError("Malformed pickle: an impossible index.", where=where, value=index)
 
 
 def _check_extent(value: Any, most: int, path: str | Path) -> None:
