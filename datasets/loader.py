@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..utils.errors import LocapError
 from .batches import Batch
 from .collate import collate
+from .mixtures import Mixture, MixtureSampler
 from .records import Category, Record
 from .samplers import EvalSampler, TrainSampler
 from .transforms.mapper import Mapper, Sample
@@ -32,12 +33,14 @@ class TrainLoader:
 
     Args:
         reader: where records come from.
-        mapper: called with (record, epoch, index); its randomness depends on nothing else.
+        mapper: called with (record, epoch, index), its randomness depends on nothing else; of a mixture, the pass over
+            the source takes the place of the epoch.
         batch_size_total: samples in a global batch, a multiple of ``world_size``.
         rank, world_size: this process and how many there are.
         num_workers: loader processes; 0 reads in this one. It changes no batch.
         seed: of the order.
         shuffle, drop_last: as `TrainSampler`.
+        mixture: how the sources of a `MixedReader` are weighted (`MixtureSampler`); None visits each record once.
     """
 
     def __init__(
@@ -52,17 +55,14 @@ class TrainLoader:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        mixture: Mixture | None = None,
     ) -> None:
         self.reader = reader
-        self.sampler = TrainSampler(
-            len(reader),
-            batch_size_total,
-            rank=rank,
-            world_size=world_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=drop_last,
-        )
+        order = {"rank": rank, "world_size": world_size, "seed": seed, "shuffle": shuffle, "drop_last": drop_last}
+        if mixture is None:
+            self.sampler = TrainSampler(len(reader), batch_size_total, **order)
+        else:
+            self.sampler = MixtureSampler(mixture, batch_size_total, **order)
         self._plan = _Plan()
         self._loader = _data_loader(reader, mapper, self._plan, num_workers)
 
@@ -78,9 +78,7 @@ class TrainLoader:
         Raises:
             LocapError: as the reader or mapper raised it, in whichever process.
         """
-        self._plan.batches = (
-            [(epoch, index) for index in indices] for indices in self.sampler.batches(epoch, start_batch)
-        )
+        self._plan.batches = self.sampler.keys(epoch, start_batch)
         return _unwrapped(self._loader)
 
 

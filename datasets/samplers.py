@@ -74,9 +74,20 @@ class TrainSampler:
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[int]]:
         """Yield this rank's share of each global batch, from batch ``start_batch`` of the epoch on."""
         order = self.order(epoch)
-        for step in range(start_batch, len(self)):
-            batch = order[step * self.batch_size_total : (step + 1) * self.batch_size_total]
-            yield batch[self.rank :: self.world_size].tolist()
+        for share in self._shares(start_batch):
+            yield order[share].tolist()
+
+    def keys(self, epoch: int, start_batch: int = 0) -> Iterator[list[tuple[int, int]]]:
+        """Yield what `batches` does, each sample as (epoch, index): what its augmentation depends on."""
+        for indices in self.batches(epoch, start_batch):
+            yield [(epoch, index) for index in indices]
+
+    def _shares(self, start_batch: int) -> Iterator[slice]:
+        """Yield where in an epoch's order this rank's share of each global batch is."""
+        for start in range(
+            start_batch * self.batch_size_total, len(self) * self.batch_size_total, self.batch_size_total
+        ):
+            yield slice(start + self.rank, min(start + self.batch_size_total, self.length), self.world_size)
 
 
 class EvalSampler:

@@ -1,4 +1,5 @@
-"""Readers turn the files of a data set into records; `DATASETS` knows where the files of named data sets lie.
+"""Readers turn the files of a data set into records; `DATASETS` and `TEXT_DATASETS` know where the files of named data
+sets lie.
 
 A reader has ``categories`` (a tuple of `Category` in the order of contiguous indices), ``len()`` and ``[index]``, which
 returns a `Record`.
@@ -6,24 +7,42 @@ returns a `Record`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...utils.errors import DataError, UsageError, nearest
-from ...utils.untrusted import shown
+from ...utils.errors import UsageError, nearest
 from ..categories import COCO_PANOPTIC
 from ..records import Category
 from ..shapes import CATEGORIES as SHAPES_CATEGORIES
 from ..shapes import Shapes
+from .coco_captions import CocoCaptionsReader, KarpathyReader
 from .coco_panoptic import CocoPanopticReader
+from .llava import LlavaReader
+from .localized_narratives import LocalizedNarrativesReader
+from .packed import PackedReader
 from .pix2cap import Pix2CapReader
+from .refcoco import MdetrReferReader, ReferReader, UninextReferReader
+from .text_datasets import TEXT_DATASETS, TextSource
+from .visual_genome import GritReader, VisualGenomeReader
+from .whereabouts import locate
 
-READERS = {"coco_panoptic": CocoPanopticReader, "pix2cap": Pix2CapReader, "shapes": Shapes}
+READERS = {
+    "coco_panoptic": CocoPanopticReader,
+    "pix2cap": Pix2CapReader,
+    "shapes": Shapes,
+    "visual_genome": VisualGenomeReader,
+    "grit": GritReader,
+    "localized_narratives": LocalizedNarrativesReader,
+    "refer": ReferReader,
+    "mdetr": MdetrReferReader,
+    "uninext": UninextReferReader,
+    "llava": LlavaReader,
+    "coco_captions": CocoCaptionsReader,
+    "karpathy": KarpathyReader,
+}
 SHAPES_SPLITS = {"shapes_train": "train", "shapes_val": "val", "shapes_test": "test"}
-ROOT_VARIABLES = ("DETECTRON2_DATASETS", "DATASETS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +81,8 @@ def categories_of(names: Sequence[str]) -> tuple[Category, ...]:
     for name in names:
         if name in SHAPES_SPLITS:
             return SHAPES_CATEGORIES
+        if name in TEXT_DATASETS:
+            return PackedReader.categories
         source(name)
     return COCO_PANOPTIC
 
@@ -73,51 +94,39 @@ def source(name: str) -> Source:
         UsageError: unknown name.
     """
     if name not in DATASETS:
-        known = [*DATASETS, *SHAPES_SPLITS]
+        known = [*DATASETS, *TEXT_DATASETS, *SHAPES_SPLITS]
         close = nearest(name, known)
         fix = f"did you mean {close}?" if close else None
         raise UsageError("Unknown data set.", value=name, allowed=", ".join(known), fix=fix)
     return DATASETS[name]
 
 
-def open_dataset(name: str, root: str | Path | None = None) -> CocoPanopticReader:
-    """Open a data set of `DATASETS` by name.
+def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> PackedReader:
+    """Open a data set of `DATASETS` or `TEXT_DATASETS` by name.
 
     Args:
         name: as in ``DATASETS.TRAIN`` of a configuration.
         root: folder of the data sets; None takes ``$DETECTRON2_DATASETS``, then ``$DATASETS``.
+        options: further ones of the reader, such as ``per_expression`` of those of referring expressions.
 
     Raises:
         UsageError: unknown name.
         DataError: no root, or its files are missing or inconsistent.
     """
+    if name in TEXT_DATASETS:
+        return _open_text(name, TEXT_DATASETS[name], root, options)
     described = source(name)
-    base = _base(name, root)
-    options: dict[str, Any] = {"categories": COCO_PANOPTIC}
+    options["categories"] = COCO_PANOPTIC
     if described.reader == "pix2cap":
         options["min_description"] = described.min_description
+    _, base, _ = locate(name, root, ((described.annotations,),))
     paths = (base / described.annotations, base / described.images, base / described.panoptic)
     return READERS[described.reader](*paths, **options)
 
 
-def _base(name: str, root: str | Path | None) -> Path:
-    """Return ``<root>/coco`` or ``<root>``, whichever holds the annotations."""
-    annotations = DATASETS[name].annotations
-    given = root if root is not None else next((os.environ[v] for v in ROOT_VARIABLES if os.environ.get(v)), None)
-    if given is None:
-        raise DataError(
-            f"The data set {name} needs a folder to be read from, and none is given.",
-            fix=f"export {ROOT_VARIABLES[0]}=<folder that holds coco/{annotations}>",
-        )
-    root = Path(given).expanduser()
-    bases = (root / "coco", root)
-    for base in bases:
-        if (base / annotations).is_file():
-            return base
-    tried = " and ".join(shown((base / annotations).absolute()) for base in bases)
-    raise DataError(
-        f"The annotations of {name} are not there.",
-        where=f"tried {tried}",
-        fix=f"set {ROOT_VARIABLES[0]} to the folder that holds coco/{annotations}"
-        + ("" if root.is_dir() else f"; {shown(root.absolute())} does not exist"),
-    )
+def _open_text(name: str, described: TextSource, root: str | Path | None, options: Mapping[str, Any]) -> PackedReader:
+    root, _, files = locate(name, root, described.files)
+    beside = {key: files[0].with_name(file) for key, file in described.beside.items()}
+    images = [root / folder for folder in described.images]
+    annotations = files if len(files) > 1 else files[0]
+    return READERS[described.reader](annotations, images=images, **beside, **{**described.options, **options})

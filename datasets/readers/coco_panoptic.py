@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...utils.errors import DataError, nearest
 from ...utils.id_maps import PADDING_ID
 from ...utils.untrusted import read_json, resolve_under, shown
 from ..categories import things_first
 from ..records import Category, Record, Region
+from .packed import FIX, PackedReader
 
 logger = logging.getLogger(__name__)
 
 
-class CocoPanopticReader:
+class CocoPanopticReader(PackedReader):
     """Records of a COCO panoptic file, read lazily.
 
     The JSON is checked once, completely, when the reader is made; an image and its PNG are read when a sample is.
@@ -47,26 +45,11 @@ class CocoPanopticReader:
         document = _parse(self.annotations)
         self.categories = tuple(categories) if categories is not None else _categories(document, self.annotations)
         entries = list(self._select(self._entries(document)))
-        if not entries:
-            raise DataError("No image is left to read.", where=shown(self.annotations))
         self._require_files(self.images, [entry["image_file"] for entry in entries], "images")
         self._require_files(self.panoptic, [entry["panoptic_file"] for entry in entries], "panoptic segmentations")
-        self._packed, self._ends = _pack(entries)
+        super().__init__(entries, shown(self.annotations))
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Record:
-        """Return one record; image and id map are paths.
-
-        Raises:
-            DataError: a file name leaves its folder.
-        """
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        start = self._ends[index - 1] if index else 0
-        entry = json.loads(self._packed[start : self._ends[index]].tobytes())
+    def _record(self, entry: dict[str, Any]) -> Record:
         return Record(
             image_id=entry["image_id"],
             height=entry["height"],
@@ -111,7 +94,7 @@ class CocoPanopticReader:
     def _require_files(self, folder: Path, names: Sequence[str], what: str) -> None:
         """Compare the names with a listing of the folder, which is far cheaper than asking for each file."""
         if not folder.is_dir():
-            raise DataError(f"The folder of the {what} does not exist.", where=shown(folder.absolute()), fix=_FIX)
+            raise DataError(f"The folder of the {what} does not exist.", where=shown(folder.absolute()), fix=FIX)
         present = set(os.listdir(folder))
         missing = [name for name in names if name not in present and not resolve_under(folder, name).is_file()]
         if missing:
@@ -119,11 +102,8 @@ class CocoPanopticReader:
                 f"{len(missing)} of {len(names)} {what} named by the JSON are not there.",
                 where=f"{shown(folder)} (from {shown(self.annotations)})",
                 value=", ".join(missing[:3]) + (", …" if len(missing) > 3 else ""),
-                fix=_FIX,
+                fix=FIX,
             )
-
-
-_FIX = "download and unpack the data set completely, or point DETECTRON2_DATASETS to the folder that holds it"
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -222,12 +202,3 @@ def _box(box: Any) -> tuple[float, float, float, float] | None:
         return None
     x, y, width, height = map(float, box)
     return (x, y, x + width, y + height)
-
-
-def _pack(entries: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Serialise into one byte array and the offsets where entries end.
-
-    Loader workers share it; a list of dictionaries would be copied page by page as reference counts change.
-    """
-    texts = [json.dumps(entry, separators=(",", ":")).encode() for entry in entries]
-    return np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(text) for text in texts])

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...datasets.coco_geometry import box_fields
 from ...datasets.records import Category, Record, Region, Rle
 from ...utils.errors import DataError
 from ...utils.untrusted import compressed_rle, polygons_to_rle, resolve_under, shown
 from ..results import ImageId
 from .form import PredictionForm, Truth, TruthForm, first_item, get
-from .geometry import box_fields
 
 LARGEST = 1e12  # of any number of a file; beyond it sums lose whole pixels
 GEOMETRY = frozenset({"bbox", "segmentation", "keypoints"})

@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...datasets.records import Narrative, Record, TimedWord
+from ...datasets.localized_narratives import find_image, image_id_of, read_narrative
+from ...datasets.records import Record
 from ...utils.errors import DataError
-from ...utils.untrusted import read_image_size, resolve_under, shown
+from ...utils.untrusted import read_image_size, shown
 from ..results import ImageId, first_ids
-from .form import PredictionForm, Truth, TruthForm, first_item, get, objects
+from .form import PredictionForm, Truth, TruthForm, first_item, objects
 
 Sizes = dict[ImageId, tuple[int, int]]
 
@@ -37,7 +38,7 @@ def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
             fix="name the folder of the images: --ground-truth-folder",
         )
     lines = objects(document, shown(path))
-    sizes = {_image_id(body, where): _size(folder, body, where) for body, where in lines}
+    sizes = {image_id_of(body, where): read_image_size(find_image(folder, body, where)) for body, where in lines}
     return _records(lines, sizes), []
 
 
@@ -49,7 +50,7 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
     """
     lines = objects(document, shown(path))
     sizes = {record.image_id: (record.height, record.width) for record in truth}
-    unknown = {_image_id(body, where) for body, where in lines} - sizes.keys()
+    unknown = {image_id_of(body, where) for body, where in lines} - sizes.keys()
     if unknown:
         raise DataError(
             f"{len(unknown)} image(s) are not in the ground truth.", where=shown(path), value=first_ids([*unknown])
@@ -60,47 +61,9 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
 def _records(lines: list[tuple[dict[str, Any], str]], sizes: Sizes) -> list[Record]:
     records = {image_id: Record(image_id, *size) for image_id, size in sizes.items()}
     for body, where in lines:
-        record = records[_image_id(body, where)]
-        record.narratives += (_narrative(body, record, where),)
+        record = records[image_id_of(body, where)]
+        record.narratives += (read_narrative(body, record.height, record.width, where),)
     return list(records.values())
-
-
-def _narrative(body: dict[str, Any], record: Record, where: str) -> Narrative:
-    number = (int, float)
-    words = tuple(
-        TimedWord(
-            get(item, "utterance", (str,), place),
-            float(get(item, "start_time", number, place)),
-            float(get(item, "end_time", number, place)),
-        )
-        for item, place in objects(body, where, "timed_caption")
-    )
-    strokes = get(body, "traces", (list,), where)
-    traces = tuple(
-        tuple(
-            (
-                get(point, "x", number, place) * record.width,
-                get(point, "y", number, place) * record.height,
-                float(get(point, "t", number, place)),
-            )
-            for point, place in objects(stroke, f"{where}: traces[{i}]")
-        )
-        for i, stroke in enumerate(strokes)
-    )
-    return Narrative(get(body, "caption", (str,), where), words, traces)
-
-
-def _image_id(body: dict[str, Any], where: str) -> ImageId:
-    image_id = get(body, "image_id", (int, str), where)
-    return int(image_id) if str(image_id).isdecimal() else image_id
-
-
-def _size(folder: Path, body: dict[str, Any], where: str) -> tuple[int, int]:
-    image_id = _image_id(body, where)
-    name = f"{image_id:012d}.jpg" if isinstance(image_id, int) else f"{image_id}.jpg"
-    split = str(body.get("dataset_id", "")).removeprefix("mscoco_")
-    candidates = [resolve_under(folder, name), *([resolve_under(folder, f"{split}/{name}")] if split else [])]
-    return read_image_size(next((path for path in candidates if path.is_file()), candidates[0]))
 
 
 TRUTH = TruthForm("Localized Narratives, with the folder of their images", recognises, read_truth)

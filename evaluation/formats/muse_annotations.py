@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...datasets.coco_geometry import read_box_xywh
 from ...datasets.records import Record, Region, Turn
 from ...utils.errors import DataError
 from ...utils.untrusted import shown
 from .form import Truth, TruthForm, first_item, get, objects
-from .geometry import read_box_xywh
 from .refcoco import read_object, read_size
 
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...datasets.coco_geometry import read_box_xywh, read_segmentation
 from ...datasets.records import Record, Region
 from ...utils.errors import DataError
 from ...utils.untrusted import shown
 from ..expressions import SPLIT
 from ..results import first_ids
 from .form import PredictionForm, Truth, TruthForm, first_item, get, objects
-from .geometry import read_box_xywh, read_segmentation
 
 TEXT_KEYS = ("refexp_sent", "refexp_raw", "refexp")
 SPLIT_KEYS = ("dataset_name", SPLIT)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...datasets.coco_geometry import box_fields
 from ...datasets.records import Category, Record, Region
 from ...utils.errors import DataError
 from ...utils.untrusted import read_json, shown
@@ -30,7 +31,6 @@ from ..matching.frames import DENSECAP_SIDE
 from ..results import ImageId, first_ids
 from . import glamm_regions
 from .form import PredictionForm, Truth, TruthForm, first_item, get
-from .geometry import box_fields
 
 IMAGE_DATA = "image_data.json"
 OBJECT = Category(1, "object")

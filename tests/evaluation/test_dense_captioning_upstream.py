@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from locap.datasets.coco_geometry import box_fields
 from locap.datasets.records import Record, Region
 from locap.evaluation import dense_captioning_upstream as upstream
 from locap.evaluation.formats import load_ground_truth, load_predictions
-from locap.evaluation.formats.geometry import box_fields
 from locap.evaluation.matching.region_groups import sides_of
 from locap.evaluation.runner import evaluate_stored
 

@@ -3,17 +3,33 @@
 Nothing is allocated before its size was checked, nothing in a file is ever executed, and each refusal names the file.
 """
 
-from .files import read_json, read_json_lines, read_text, require_file, resolve_under, shown
+from .fields import each_object, get, objects
+from .files import (
+    iterate_json_lines,
+    parse_json,
+    read_json,
+    read_json_lines,
+    read_text,
+    require_file,
+    resolve_under,
+    shown,
+)
 from .images import MAX_PIXELS, read_grey, read_id_map, read_image, read_image_size
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
+from .pickles import read_plain_pickle
 from .weights import load_flat_tensors, load_tensors
 
 __all__ = [
     "MAX_PIXELS",
     "compressed_rle",
     "decode_rle",
+    "each_object",
+    "get",
+    "iterate_json_lines",
     "load_flat_tensors",
     "load_tensors",
+    "objects",
+    "parse_json",
     "polygons_to_mask",
     "polygons_to_rle",
     "read_grey",
@@ -22,6 +38,7 @@ __all__ = [
     "read_image_size",
     "read_json",
     "read_json_lines",
+    "read_plain_pickle",
     "read_text",
     "require_file",
     "resolve_under",

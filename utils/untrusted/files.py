@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, LocapError, nearest
 
 MAX_TEXT_BYTES = 2**31
+MAX_LINE_BYTES = 2**26
 
 
 def shown(path: str | Path) -> str:
@@ -138,6 +141,38 @@ def read_json_lines(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> lis
     """Read strict JSON, one value per line; empty lines are left out. Raises as `read_json`."""
     lines = read_text(path, max_bytes).split("\n")
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def iterate_json_lines(path: str | Path, *, max_line: int = MAX_LINE_BYTES) -> Iterator[tuple[Any, int, int]]:
+    """Yield (value, offset of its line in bytes, number of the line from 1); the file is never held as a whole.
+
+    Raises:
+        DataError: missing, a line longer than ``max_line`` bytes, not UTF-8, or as `read_json`.
+    """
+    require_file(path)
+    if reason := masquerade(head_bytes(path)):
+        raise DataError(f"The file cannot be read: {reason}.", where=shown(path))
+    offset = 0
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(max_line + 1)
+            if not line:
+                return
+            where = f"{shown(path)}: line {number}"
+            if len(line) > max_line:
+                raise DataError("A line is too long.", where=where, allowed=f"up to {max_line} bytes")
+            if line.strip():
+                yield parse_json(line, where), offset, number
+            offset += len(line)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse strict JSON as `read_json` does; messages name ``where``."""
+    try:
+        return _parse(data.decode("utf-8"), where)
+    except UnicodeDecodeError as err:
+        value = data[err.start : err.start + 1]
+        raise DataError("The line is not UTF-8.", where=f"{where}:{err.start + 1}", value=value) from None
 
 
 def _parse(text: str, path: str | Path) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...datasets.records import Rle, encode_mask
-from ...utils.errors import DataError, LocapError
-from ...utils.untrusted import polygons_to_mask
+from ..utils.errors import DataError, LocapError
+from ..utils.untrusted import polygons_to_rle
+from .records import Rle, encode_mask
 
 
 def read_segmentation(value: Any, height: int, width: int, where: str) -> Rle:
@@ -29,7 +29,7 @@ def read_segmentation(value: Any, height: int, width: int, where: str) -> Rle:
     if value == []:
         return encode_mask(np.zeros((height, width), bool))
     try:
-        return encode_mask(polygons_to_mask(value, height, width))
+        return polygons_to_rle(value, height, width)
     except LocapError as err:
         raise DataError(err.what, where=where, value=err.value, allowed=err.allowed) from None
 
