@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from locap.modeling.llm.bert import BertLanguageModel
+from locap.modeling.llm.causal import CausalLanguageModel
+from locap.modeling.llm.t5 import T5LanguageModel
 
 VISUAL_DIM, VOCAB = 6, 23
 
 
-def shake(model: nn.Module, seed: int = 0) -> nn.Module:
+def shake(model: nn.Module, seed: int = 0, std: float = 0.5) -> nn.Module:
     """Random weights that are well apart, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     return model.eval()
 
 
@@ -37,7 +39,46 @@ def bert() -> nn.Module:
     )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"bert": bert}
+def t5_config(**changes):
+    from transformers import T5Config
+
+    tiny = {
+        "vocab_size": VOCAB,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+    return T5Config(**{**tiny, **changes})
+
+
+def t5() -> nn.Module:
+    from transformers import T5ForConditionalGeneration
+
+    return T5LanguageModel(T5ForConditionalGeneration(t5_config()), visual_dim=VISUAL_DIM, lora=None)
+
+
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return CausalLanguageModel(LlamaForCausalLM(config), visual_dim=VISUAL_DIM, pad_id=0, lora=None)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"bert": bert, "t5": t5, "llama": llama}
 
 
 @pytest.fixture(params=list(MODELS))

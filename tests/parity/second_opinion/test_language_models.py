@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from locap.modeling.llm.bert import BertLanguageModel
+from locap.modeling.llm.causal import CausalLanguageModel
+from locap.modeling.llm.t5 import T5LanguageModel
 
 BERT_ENCODER = (
     (r"attention\.self\.", "attention."),
@@ -89,3 +91,59 @@ def test_bert_output_is_its_own():
     assert model.decoder.region_proj[1].eps == 1e-5
     assert model.decoder.embedding_norm.eps == 1e-8
     assert (model.decoder.layers[0].attention.norm.eps, model.decoder.layers[0].norm.eps) == (1e-5, 1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_t5(other, randomise, assert_agree, noise, tied: bool, told: bool):
+    config = other("transformers", "T5Config")(
+        vocab_size=50,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=tied,
+    )
+    theirs = randomise(other("transformers", "T5ForConditionalGeneration")(config).double())
+    ours = T5LanguageModel(theirs, visual_dim=16, lora=None).double().eval()
+    text = torch.randint(1, 50, (3, 6), generator=torch.Generator().manual_seed(3))
+
+    def expected(visual: Tensor) -> list[Tensor]:
+        given = ours.visual_proj(visual)
+        mask = None
+        if told:
+            given = torch.cat((given, theirs.shared(CONTEXT)), 1)
+            mask = torch.cat((torch.ones(3, 2), CONTEXT > 0), 1).long()
+        out = theirs(
+            inputs_embeds=given, attention_mask=mask, decoder_input_ids=text, output_hidden_states=True, use_cache=False
+        )
+        return [out.decoder_hidden_states[-1], out.logits]
+
+    def found(visual: Tensor) -> list[Tensor]:
+        states = ours.states(visual, CONTEXT if told else None, text)
+        return [states, ours.logits(states)]
+
+    assert_agree(found, expected, [noise(3, 2, 16)], 1e-9)
+
+
+def test_causal_with_a_padded_context_is_the_row_alone(other, randomise, assert_agree, noise):
+    config = other("transformers", "LlamaConfig")(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    theirs = randomise(other("transformers", "LlamaForCausalLM")(config).double())
+    ours = CausalLanguageModel(theirs, visual_dim=16, pad_id=0, lora=None).double().eval()
+    text = torch.randint(1, 50, (3, 6), generator=torch.Generator().manual_seed(3))
+
+    def expected(visual: Tensor) -> list[Tensor]:
+        rows = []
+        for image, told, words in zip(visual, CONTEXT, text, strict=True):
+            tokens = theirs.model.embed_tokens(torch.cat((told[told > 0], words)))
+            given = torch.cat((ours.visual_proj(image), tokens))[None]
+            rows.append(theirs(inputs_embeds=given, use_cache=False).logits[:, -6:])
+        return [torch.cat(rows)]
+
+    assert_agree(lambda x: [ours.logits(ours.states(x, CONTEXT, text))], expected, [noise(3, 2, 16)], 1e-5)
