@@ -56,6 +56,11 @@ class Instructed:
     model: LanguageModel
     context: Tensor | None
 
+    @property
+    def dim(self) -> int:
+        """Width of the states."""
+        return self.model.dim
+
     def prefill(self, region_tokens: Tensor, max_words: int) -> Any:
         """See `locap.modeling.text_decoders.generation.StepDecoder`."""
         return self.model.start(region_tokens, self.context, max_words)

@@ -43,10 +43,18 @@ class CausalLanguageModel(nn.Module):
         pad_id: padding of the context.
         lora: low-rank adaptation; None: none.
         init_std: standard deviation of the projection's start.
+        checkpoint: recompute the layers in the backward pass.
     """
 
     def __init__(
-        self, model: nn.Module, *, visual_dim: int, pad_id: int, lora: Lora | None, init_std: float = 0.02
+        self,
+        model: nn.Module,
+        *,
+        visual_dim: int,
+        pad_id: int,
+        lora: Lora | None,
+        init_std: float = 0.02,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.vocab_size, self.pad_id = model.config.hidden_size, model.config.vocab_size, pad_id
@@ -57,6 +65,8 @@ class CausalLanguageModel(nn.Module):
         freeze_all_but_lora(model)
         if lora is not None:
             add_lora(model, lora)
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @classmethod
     def from_pretrained(
@@ -67,12 +77,13 @@ class CausalLanguageModel(nn.Module):
         pad_id: int,
         lora: Lora | None,
         dtype: torch.dtype = torch.float32,
+        checkpoint: bool = False,
     ) -> CausalLanguageModel:
         """Load weights by hub name or from a folder; raises as `load_pretrained`."""
         from transformers import AutoModelForCausalLM
 
         model = load_pretrained(AutoModelForCausalLM, name_or_path, dtype=dtype)
-        return cls(model, visual_dim=visual_dim, pad_id=pad_id, lora=lora)
+        return cls(model, visual_dim=visual_dim, pad_id=pad_id, lora=lora, checkpoint=checkpoint)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """See `LanguageModel.embed`."""

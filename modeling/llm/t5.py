@@ -46,9 +46,18 @@ class T5LanguageModel(nn.Module):
         visual_dim: width of the visual tokens given.
         lora: low-rank adaptation; None: none.
         init_std: standard deviation of the projection's start.
+        checkpoint: recompute the layers in the backward pass.
     """
 
-    def __init__(self, model: nn.Module, *, visual_dim: int, lora: Lora | None, init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        visual_dim: int,
+        lora: Lora | None,
+        init_std: float = 0.02,
+        checkpoint: bool = False,
+    ) -> None:
         super().__init__()
         self.dim, self.vocab_size = model.config.d_model, model.config.vocab_size
         self.pad_id: int = model.config.pad_token_id
@@ -59,16 +68,24 @@ class T5LanguageModel(nn.Module):
         freeze_all_but_lora(model)
         if lora is not None:
             add_lora(model, lora)
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, visual_dim: int, lora: Lora | None, dtype: torch.dtype = torch.float32
+        cls,
+        name_or_path: str | Path,
+        *,
+        visual_dim: int,
+        lora: Lora | None,
+        dtype: torch.dtype = torch.float32,
+        checkpoint: bool = False,
     ) -> T5LanguageModel:
         """Load weights by hub name (``google/flan-t5-xl``) or from a folder; raises as `load_pretrained`."""
         from transformers import T5ForConditionalGeneration
 
         model = load_pretrained(T5ForConditionalGeneration, name_or_path, dtype=dtype)
-        return cls(model, visual_dim=visual_dim, lora=lora)
+        return cls(model, visual_dim=visual_dim, lora=lora, checkpoint=checkpoint)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """See `LanguageModel.embed`."""

@@ -128,7 +128,7 @@ class BertCaptioner(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
+        self.dim, self.checkpoint = dim, checkpoint
         self.region_proj = nn.Sequential(nn.Linear(region_dim, dim), nn.LayerNorm(dim))
         self.words = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(max_positions, dim)

@@ -20,7 +20,13 @@ Repetition = Literal["words", "always", "never"]
 
 
 class StepDecoder(Protocol):
-    """What `generate` needs of a decoder; `Recomputed` makes one of any that reads whole sequences."""
+    """What `generate` needs of a decoder; `Recomputed` makes one of any that reads whole sequences.
+
+    Attributes:
+        dim: D.
+    """
+
+    dim: int
 
     def prefill(self, region_tokens: Tensor, max_words: int) -> Any:
         """Return a cache with ``select(rows)``."""
@@ -30,7 +36,9 @@ class StepDecoder(Protocol):
 
 
 class SequenceDecoder(Protocol):
-    """What `Recomputed` needs of a decoder."""
+    """What `Recomputed` needs of a decoder; ``dim`` is D."""
+
+    dim: int
 
     def __call__(self, region_tokens: Tensor, words: Tensor) -> Tensor:
         """(R, M, region_dim), int64 (R, T) -> states (R, T, D)."""
@@ -57,7 +65,7 @@ class Recomputed:
     """
 
     def __init__(self, decoder: SequenceDecoder) -> None:
-        self.decoder = decoder
+        self.decoder, self.dim = decoder, decoder.dim
 
     def prefill(self, region_tokens: Tensor, max_words: int) -> _Prefix:
         """See `StepDecoder`."""
@@ -117,7 +125,7 @@ def generate(decoder: StepDecoder, region_tokens: Tensor, **options: Any) -> Gen
     """Write one text per region.
 
     Args:
-        decoder: with `StepDecoder`'s two methods.
+        decoder: see `StepDecoder`.
         region_tokens: (R, M, D).
         options: the fields of `Search`; ``start_id`` and ``end_id`` have no default.
 
@@ -131,7 +139,7 @@ def generate(decoder: StepDecoder, region_tokens: Tensor, **options: Any) -> Gen
 def search_texts(decoder: StepDecoder, region_tokens: Tensor, search: Search) -> GeneratedText:
     """`generate` with its options in one value."""
     if not len(region_tokens):
-        return _nothing(region_tokens, search)
+        return _nothing(region_tokens, decoder.dim, search)
     cache = decoder.prefill(region_tokens, search.max_length)
     start = torch.full((len(region_tokens),), search.start_id, dtype=torch.long, device=region_tokens.device)
     reader = _Reader(decoder, cache, search)
@@ -164,9 +172,9 @@ class _Reader:
         self.cache.select(rows)
 
 
-def _nothing(region_tokens: Tensor, search: Search) -> GeneratedText:
+def _nothing(region_tokens: Tensor, dim: int, search: Search) -> GeneratedText:
     empty = torch.full((0, 1), search.start_id, dtype=torch.long, device=region_tokens.device)
-    states = region_tokens.new_zeros(0, 1, region_tokens.shape[-1]) if search.keep_states else None
+    states = region_tokens.new_zeros(0, 1, dim) if search.keep_states else None
     return GeneratedText(empty, region_tokens.new_zeros(0, dtype=torch.float32), states)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from locap.modeling.llm.causal import CausalLanguageModel
 from locap.modeling.llm.lora import Lora
-from locap.utils.errors import CheckpointError
+from locap.utils.errors import CheckpointError, MissingDependencyError
 
 from .conftest import VISUAL_DIM, VOCAB, llama, shake
 
@@ -41,3 +43,9 @@ def test_lora_learns_alone():
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert len(learning) == 2 * 2 * 2 + 4
     assert all("lora_" in name or name.startswith("visual_proj.") for name in learning)
+
+
+def test_lora_without_peft_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependencyError, match="pip install peft"):
+        CausalLanguageModel(llama().model, visual_dim=VISUAL_DIM, pad_id=0, lora=Lora(rank=2, alpha=4, targets=()))

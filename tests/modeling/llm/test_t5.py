@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from locap.modeling.layers.frozen import rest_frozen
 from locap.modeling.llm.t5 import T5LanguageModel
 from locap.utils.errors import CheckpointError, MissingDependencyError, UsageError
 
-from .conftest import VISUAL_DIM, VOCAB, shake, t5, t5_config
+from .conftest import VISUAL_DIM, VOCAB, llama, shake, t5, t5_config
 
 
 def save(folder, **changes) -> torch.nn.Module:
@@ -64,6 +65,39 @@ def test_only_the_projection_learns():
     model.logits(model.states(visual, None, text)).square().sum().backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learning == {f"visual_proj.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+
+
+def test_at_rest_it_is_the_same_in_training():
+    model = shake(t5())
+    text, visual = torch.zeros(2, 4, dtype=torch.long), torch.randn(2, 3, VISUAL_DIM)
+    wanted = model.logits(model.states(visual, text, text))
+    model.train()
+    rest_frozen(model)
+    assert torch.equal(model.logits(model.states(visual, text, text)), wanted)
+
+
+@pytest.mark.parametrize("make", [t5, llama])
+def test_recomputed_layers_give_the_same_gradients(make):
+    gradients = []
+    for checkpoint in (False, True):
+        model = shake(make())
+        if checkpoint:
+            options = {"pad_id": 0} if make is llama else {}
+            weights = model.state_dict()
+            model = type(model)(model.model, visual_dim=VISUAL_DIM, lora=None, checkpoint=True, **options)
+            model.load_state_dict(weights)
+            assert model.model.is_gradient_checkpointing
+        for part in model.modules():  # dropout is drawn by modules and, in attention, from a number
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+            elif isinstance(getattr(part, "dropout", None), float):
+                part.dropout = 0.0
+        generator = torch.Generator().manual_seed(1)
+        visual = torch.randn(2, 3, VISUAL_DIM, generator=generator).requires_grad_()
+        text = torch.randint(1, VOCAB, (2, 4), generator=generator)
+        model.train().logits(model.states(visual, text, text)).square().sum().backward()
+        gradients.append(visual.grad)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
 def test_wrong_folders(tmp_path):

@@ -39,7 +39,7 @@ class Uncached:
     """A language model without a cache."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.logits = model, model.logits
+        self.model, self.logits, self.dim = model, model.logits, model.dim
 
     def start(self, visual: Tensor, context: Tensor | None, max_words: int) -> Everything:
         return Everything(visual, context)
@@ -129,6 +129,7 @@ def test_nothing_to_write_about(model, visual):
         found = write_texts(model, visual[:0], None, search)
         assert found.tokens.shape == (0, 1)
         assert found.scores.shape == (0,)
+        assert found.states.shape == (0, 1, model.dim)
 
 
 def enumerate_texts(model: nn.Module, visual: Tensor, length: int, penalty: float) -> tuple[float, list[int]]:
