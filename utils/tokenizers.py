@@ -1,6 +1,7 @@
-"""Text to token ids and back: captions in BERT word pieces, class names and phrases for the text encoder.
+"""Text to token ids and back: captions, class names and phrases, texts of language models.
 
-Both read a local folder or a hub name, in BERT layout (``vocab.txt``) or CLIP layout (``vocab.json``, ``merges.txt``).
+All read a local folder or a hub name, in BERT layout (``vocab.txt``), CLIP layout (``vocab.json``, ``merges.txt``) or
+that of any language model (``tokenizer.json``).
 The text of a data set is plain text: "[SEP]" in a caption is five characters, never a control token.
 """
 
@@ -88,11 +89,65 @@ class CaptionTokenizer:
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Return the text of token ids without special tokens, with the spaces of written English."""
+        return _written(self._tokenizer, ids)
+
+
+class LanguageTokenizer:
+    """Texts and instructions of a language model, whatever its kind.
+
+    A text is begin, pieces, end. Where a vocabulary has no token for the beginning, as T5's, padding is the beginning;
+    where it has none for padding, as LLaMA's, the unknown token is, or else the beginning: never the end, which a model
+    must learn to write. So BERT has begin, end and padding 101, 102, 0, T5 0, 1, 0 and LLaMA 1, 2, 0.
+
+    Args:
+        tokenizer: of transformers.
+        max_tokens: the longest text, begin and end included; longer ones lose words, never their end.
+    """
+
+    def __init__(self, tokenizer, max_tokens: int) -> None:
+        if max_tokens < 3:
+            raise UsageError("max_tokens leaves no room for a text.", value=max_tokens, allowed="3 or more")
+        self._tokenizer, self.max_tokens = tokenizer, max_tokens
+        end = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id != end else None
+        begin = _first(tokenizer.cls_token_id, tokenizer.bos_token_id, pad)
+        if begin is None or end is None:
+            raise UsageError("The vocabulary has no tokens for the beginning and the end of a text.", value=str(begin))
+        self.start_id: int = begin
+        self.end_id: int = end
+        self.pad_id: int = _first(pad, tokenizer.unk_token_id, begin)
+        self.vocab_size: int = len(tokenizer)
+        self._control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, max_tokens: int) -> LanguageTokenizer:
+        """Load a vocabulary by hub name (``google/flan-t5-xl``) or from a folder; no code of the repository's is run.
+
+        Raises:
+            UsageError: the folder is missing or holds no vocabulary.
+            MissingDependencyError: the hub name is not cached and the hub out of reach.
+        """
+        folder = resolve(name_or_path, what="language model's tokenizer", files=(*FILES, "*.model", "config.json"))
+        return cls(_load_bert(folder) if _is_word_piece(folder) else _load_any(folder), max_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return ``[begin] + pieces + [end]``, 2 to ``max_tokens`` ids."""
+        return [self.start_id, *self._pieces(text)[: self.max_tokens - 2], self.end_id]
+
+    def encode_context(self, text: str, max_tokens: int) -> list[int]:
+        """Return an instruction, ``pieces + [end]``, at most ``max_tokens`` ids; none for an empty one."""
+        pieces = self._pieces(text)[: max_tokens - 1]
+        return [*pieces, self.end_id] if pieces else []
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Return the text of token ids up to the first end, without special tokens."""
         ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for spaced, joined in _CLEAN_UP:
-            text = text.replace(spaced, joined)
-        return text
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return _written(self._tokenizer, ids).strip()
+
+    def _pieces(self, text: str) -> list[int]:
+        """Return the pieces of a text; control tokens that it spells out are dropped."""
+        return [piece for piece in _pieces(self._tokenizer, text) if piece not in self._control]
 
 
 class TextTokenizer:
@@ -136,6 +191,18 @@ def _pieces(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
 
 
+def _written(tokenizer, ids: Sequence[int] | Tensor) -> str:
+    ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for spaced, joined in _CLEAN_UP:
+        text = text.replace(spaced, joined)
+    return text
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
+
+
 def _is_word_piece(folder: Path) -> bool:
     if (folder / "vocab.txt").is_file():
         return True
@@ -157,6 +224,18 @@ def _load_clip(folder: Path):
         allowed = "vocab.txt (BERT), vocab.json and merges.txt (CLIP), or tokenizer.json"
         raise UsageError("The folder holds no tokenizer.", where=shown(folder), allowed=allowed)
     return _load(CLIPTokenizer, folder, ("bos_token", "eos_token"))
+
+
+def _load_any(folder: Path):
+    from transformers import AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked after this
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as err:  # the Rust reader raises bare Exception on a broken vocabulary
+        reason = str(err).strip().splitlines()[0]
+        allowed = "tokenizer.json and tokenizer_config.json"
+        raise UsageError(f"The vocabulary cannot be read: {reason}", where=shown(folder), allowed=allowed) from None
 
 
 def _load(kind, folder: Path, needed: Sequence[str]):

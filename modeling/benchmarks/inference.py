@@ -16,7 +16,7 @@ from .measuring import Measurement, PartMeter, Parts, measure
 from .report import Report, ratios
 from .workload import Numbers, Shape, draw_batch, keep_segments, never_end
 
-CAPTIONER = ("forward", "logits", "prefill", "step")
+CAPTIONER = ("forward", "logits", "prefill", "read")
 KEPT, ORIGINAL = "kept segments, cached", "all queries, recomputed"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locap.utils.errors import UsageError
-from locap.utils.tokenizers import CaptionTokenizer, TextTokenizer
+from locap.utils.tokenizers import CaptionTokenizer, LanguageTokenizer, TextTokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s", "'", "s", ".", "-", "[", "]", "sep"]
 
@@ -103,3 +103,66 @@ def test_clip(shared):
     assert (rows[0, 7:] == 49407).all()
     assert rows.argmax(1).tolist() == [7, 76]
     assert tokenizer.end_id == 49407
+
+
+@pytest.fixture
+def t5_vocabulary(tmp_path):
+    from transformers import T5Tokenizer
+
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz./<>"]
+    words = [("▁" + word, -1.0) for word in ("a", "red", "circle")]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    T5Tokenizer(vocab=special + words + letters, extra_ids=2).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def llama_vocabulary(tmp_path):
+    from transformers import LlamaTokenizer
+
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "r", "e", "d", "▁a", "▁r", "▁re", "▁red"]
+    merges = [("▁", "a"), ("▁", "r"), ("▁r", "e"), ("▁re", "d")]
+    LlamaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_texts_of_a_bert_decoder(vocabulary):
+    tokenizer = LanguageTokenizer.from_pretrained(vocabulary, 6)
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, tokenizer.vocab_size) == (2, 3, 0, 16)
+    assert tokenizer.encode("A red circles. A red") == [2, 5, 6, 7, 8, 3]  # longer ones keep their end
+    assert tokenizer.encode_context("a red circle", 3) == [5, 6, 3]
+    assert tokenizer.encode_context("", 3) == []
+    assert tokenizer.decode([2, 5, 6, 7, 8, 11, 3, 6, 0]) == "a red circles."
+
+
+def test_t5_begins_with_its_padding(t5_vocabulary):
+    tokenizer = LanguageTokenizer.from_pretrained(t5_vocabulary, 40)
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (0, 1, 0)
+    ids = tokenizer.encode("a red circle.")
+    assert (ids[:4], ids[-1]) == ([0, 4, 5, 6], 1)
+    assert tokenizer.decode(ids) == "a red circle."
+    assert tokenizer.encode_context("a red circle", 40) == [4, 5, 6, 1]
+    assert tokenizer.encode("a </s> red")[1:-1].count(1) == 0  # an end in a text is no end
+
+
+def test_llama_has_no_padding_of_its_own(llama_vocabulary):
+    tokenizer = LanguageTokenizer.from_pretrained(llama_vocabulary, 40)
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (1, 2, 0)
+    assert tokenizer.encode("a red") == [1, 8, 11, 2]
+    assert tokenizer.decode([1, 8, 11, 2, 11]) == "a red"
+
+
+def test_padding_is_never_the_end(llama_vocabulary):
+    from transformers import LlamaTokenizer
+
+    tokenizer = LlamaTokenizer.from_pretrained(llama_vocabulary)
+    tokenizer.pad_token = tokenizer.eos_token  # as many checkpoints have it
+    assert LanguageTokenizer(tokenizer, 40).pad_id == 0
+
+
+def test_no_language_tokenizer_there(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be read"):
+        LanguageTokenizer.from_pretrained(tmp_path, 40)
+    with pytest.raises(UsageError, match="no room"):
+        LanguageTokenizer(None, 2)

@@ -1,0 +1,1 @@
+"""Language models behind one interface: visual tokens and an instruction in, words and their states out."""

@@ -1,0 +1,51 @@
+"""Causal language models: loading and LoRA."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from locap.modeling.llm.causal import CausalLanguageModel
+from locap.modeling.llm.lora import Lora
+from locap.utils.errors import CheckpointError, MissingDependencyError
+
+from .conftest import VISUAL_DIM, VOCAB, llama, shake
+
+
+def test_weights_come_back_from_a_folder(tmp_path):
+    model = shake(llama())
+    model.model.save_pretrained(tmp_path)
+    loaded = CausalLanguageModel.from_pretrained(tmp_path, visual_dim=VISUAL_DIM, pad_id=0, lora=None).eval()
+    loaded.visual_proj.load_state_dict(model.visual_proj.state_dict())
+    text, visual = torch.randint(1, VOCAB, (2, 5)), torch.randn(2, 3, VISUAL_DIM)
+    torch.testing.assert_close(loaded.states(visual, text, text), model.states(visual, text, text))
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    marker = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "strange", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}'
+    )
+    with pytest.raises(CheckpointError):
+        CausalLanguageModel.from_pretrained(tmp_path, visual_dim=VISUAL_DIM, pad_id=0, lora=None)
+    assert not marker.exists()
+
+
+def test_lora_learns_alone():
+    pytest.importorskip("peft", reason="LoRA is peft's")
+    lora = Lora(rank=2, alpha=4, targets=("q_proj", "v_proj"))
+    model = CausalLanguageModel(llama().model, visual_dim=VISUAL_DIM, pad_id=0, lora=lora)
+    text, visual = torch.randint(1, VOCAB, (2, 5)), torch.randn(2, 3, VISUAL_DIM)
+    model.logits(model.states(visual, None, text)).square().sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert len(learning) == 2 * 2 * 2 + 4
+    assert all("lora_" in name or name.startswith("visual_proj.") for name in learning)
+
+
+def test_lora_without_peft_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependencyError, match="pip install peft"):
+        CausalLanguageModel(llama().model, visual_dim=VISUAL_DIM, pad_id=0, lora=Lora(rank=2, alpha=4, targets=()))
