@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,19 +12,9 @@ from ..utils.errors import LocapError
 from .batches import Batch
 from .collate import collate
 from .mixtures import Mixture, MixtureSampler
-from .records import Category, Record
+from .reader import Reader
 from .samplers import EvalSampler, TrainSampler
 from .transforms.mapper import Mapper, Sample
-
-
-class Reader(Protocol):
-    """What every reader offers."""
-
-    categories: Sequence[Category]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
 
 
 class TrainLoader:

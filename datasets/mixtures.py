@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..utils.errors import DataError, UsageError
+from .reader import Reader
 from .records import Record
 from .samplers import TrainSampler
 
 if TYPE_CHECKING:
-    from .loader import Reader
     from .transforms.mapper import Mapper, Sample
 
 _PLACES, _PASS = 0x6D6978, 0x70617373  # keep the streams of random numbers of one seed apart

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..datasets.loader import EvalLoader, Reader, TrainLoader
+from ..datasets.loader import EvalLoader, TrainLoader
+from ..datasets.reader import Reader
 from ..datasets.readers import SHAPES_SPLITS, open_dataset
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes

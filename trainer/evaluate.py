@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..datasets.loader import EvalLoader, Reader
+from ..datasets.loader import EvalLoader
+from ..datasets.reader import Reader
 from ..datasets.records import Category, Record, record_from_json, record_to_json, write_records
 from ..datasets.shapes import holds, read_caption
 from ..evaluation.formats import load_predictions_and_meta

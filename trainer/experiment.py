@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..datasets.batches import Batch
-from ..datasets.loader import Reader, TrainLoader
+from ..datasets.loader import TrainLoader
+from ..datasets.reader import Reader
 from ..evaluation.report import print_results
 from ..evaluation.results import ProtocolResult
 from ..modeling.checkpoints.loader import load_weights

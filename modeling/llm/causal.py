@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .lora import Lora, add_lora, freeze_all_but_lora
+from .lora import Lora
 from .pretrained import load_pretrained
+from .tuned import TunedLanguageModel
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class CausalCache:
         self.pairs.batch_select_indices(rows)
 
 
-class CausalLanguageModel(nn.Module):
+class CausalLanguageModel(TunedLanguageModel):
     """A causal model of transformers (LLaMA and others) behind `locap.modeling.llm.adapter.LanguageModel`.
 
     The model is frozen but for LoRA; the projection of the visual tokens learns. It must take positions and full
@@ -56,17 +57,16 @@ class CausalLanguageModel(nn.Module):
         init_std: float = 0.02,
         checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        self.dim, self.vocab_size, self.pad_id = model.config.hidden_size, model.config.vocab_size, pad_id
-        self.visual_proj = nn.Sequential(nn.Linear(visual_dim, self.dim), nn.LayerNorm(self.dim))
-        nn.init.normal_(self.visual_proj[0].weight, std=init_std)
-        nn.init.zeros_(self.visual_proj[0].bias)
-        self.model = model
-        freeze_all_but_lora(model)
-        if lora is not None:
-            add_lora(model, lora)
-        if checkpoint:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        super().__init__(
+            model,
+            dim=model.config.hidden_size,
+            vocab_size=model.config.vocab_size,
+            pad_id=pad_id,
+            visual_dim=visual_dim,
+            lora=lora,
+            init_std=init_std,
+            checkpoint=checkpoint,
+        )
 
     @classmethod
     def from_pretrained(

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .lora import Lora, add_lora, freeze_all_but_lora
+from .lora import Lora
 from .pretrained import load_pretrained
+from .tuned import TunedLanguageModel
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class T5Cache:
         self.pairs.cross_attention_cache.batch_select_indices(rows)
 
 
-class T5LanguageModel(nn.Module):
+class T5LanguageModel(TunedLanguageModel):
     """A ``T5ForConditionalGeneration`` behind `locap.modeling.llm.adapter.LanguageModel`.
 
     The model is frozen but for LoRA; the projection of the visual tokens learns.
@@ -58,18 +59,16 @@ class T5LanguageModel(nn.Module):
         init_std: float = 0.02,
         checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        self.dim, self.vocab_size = model.config.d_model, model.config.vocab_size
-        self.pad_id: int = model.config.pad_token_id
-        self.visual_proj = nn.Sequential(nn.Linear(visual_dim, self.dim), nn.LayerNorm(self.dim))
-        nn.init.normal_(self.visual_proj[0].weight, std=init_std)
-        nn.init.zeros_(self.visual_proj[0].bias)
-        self.model = model
-        freeze_all_but_lora(model)
-        if lora is not None:
-            add_lora(model, lora)
-        if checkpoint:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        super().__init__(
+            model,
+            dim=model.config.d_model,
+            vocab_size=model.config.vocab_size,
+            pad_id=model.config.pad_token_id,
+            visual_dim=visual_dim,
+            lora=lora,
+            init_std=init_std,
+            checkpoint=checkpoint,
+        )
 
     @classmethod
     def from_pretrained(
