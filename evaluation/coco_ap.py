@@ -33,6 +33,7 @@ Figures that COCO gives as -1 are undefined. Equal scores are ranked by image id
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -153,16 +154,17 @@ class CocoAveragePrecision(ImageEvaluator):
         geometry, area = measured
         return [region.id, region.category_id, float(region.score), area, geometry]
 
+    @abstractmethod
     def _true_geometry(self, record: Record, region: Region, side: str) -> Any:
-        raise NotImplementedError
+        """Return the geometry as COCO evaluates it."""
 
+    @abstractmethod
     def _predicted_geometry(self, prediction: Record, region: Region, side: str) -> tuple[Any, float] | None:
         """Return the geometry and its area; None for a region that is counted and left out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _annotation(self, geometry: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return the geometry under COCO's names."""
-        raise NotImplementedError
 
     def _counted(self, record: Record, rows: Sequence[Any]) -> dict[str, int]:
         """Return what the protocol counts beside the regions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ class _Captions(PackedReader):
             message = "%s: %d blank captions and %d images without a caption are left out"
             logger.warning(message, shown(self.annotations), self.blank, len(self.without_caption))
 
+    @abstractmethod
     def _entries(self) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """Yield the entries of the file's images, see `_entry`."""
 
     def _entry(
         self, image_id: int | str, captions: Sequence[str], names: Sequence[str], size: Any = None

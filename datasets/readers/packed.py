@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ FIX = "download and unpack the data set completely, or point DETECTRON2_DATASETS
 OBJECT = Category(1, "object")  # the one class of data sets whose regions have texts instead
 
 
-class PackedReader:
+class PackedReader(ABC):
     """Entries, one per record, serialised into one byte array; records are built when they are asked for.
 
     Loader workers share the array; a list of dictionaries would be copied page by page as reference counts change.
@@ -51,8 +52,9 @@ class PackedReader:
         start = self._ends[index - 1] if index else 0
         return self._record(json.loads(self._packed[start : self._ends[index]].tobytes()))
 
+    @abstractmethod
     def _record(self, entry: dict[str, Any]) -> Record:
-        raise NotImplementedError
+        """Return the record of a packed entry."""
 
 
 class ImageFinder:

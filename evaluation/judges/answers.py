@@ -1,4 +1,4 @@
-"""Judges' answers in a file of JSON lines: one line per request, on disk before the next is asked for.
+"""Judges' answers in a file of JSON lines: one line per request, on disk as soon as it is answered.
 
 A line holds ``key`` (`request_key`), ``model``, ``content``, ``answered_by``, and for readers the sampling parameters,
 ``run`` and the ``prompt``. Of two lines with one key the first counts. A line that a crash cut off is left out when the

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.recompute import recompute
 from ..layers.resampling import resize_grid, resize_rows
+from .sam_vit import BODY_NAMES, layer_norm
 
 Tables = Literal["antialiased", "sam"]
 
@@ -64,7 +65,7 @@ class SamEncoder(nn.Module):
             window_size=window,
             global_attn_indexes=global_blocks,
             drop_path_rate=drop_path,
-            norm_layer=_layer_norm,
+            norm_layer=layer_norm,
             num_classes=0,
             neck_chans=out_dim,
         )
@@ -128,10 +129,6 @@ class RelativeAttention(nn.Module):
         return table[places[:, None] - places + size - 1]
 
 
-def _layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, **kwargs)
-
-
 # transformers' names (SamModel, below "vision_encoder.") and ours; {} is an index, * is weight or bias
 TRANSFORMERS_NAMES = (
     ("pos_embed", "pos_embed"),
@@ -149,14 +146,4 @@ TRANSFORMERS_NAMES = (
 )
 
 # PixelLLM's names (SAM's own) and ours, below "sam_backbone."
-ORIGINAL_NAMES = (
-    ("pos_embed", "pos_embed"),
-    ("patch_embed.proj.*", "patch_embed.proj.*"),
-    ("blocks.{}.norm{}.*", "blocks.{}.norm{}.*"),
-    ("blocks.{}.attn.qkv.*", "blocks.{}.attn.qkv.*"),
-    ("blocks.{}.attn.proj.*", "blocks.{}.attn.proj.*"),
-    ("blocks.{}.attn.rel_pos_h", "blocks.{}.attn.rel_pos_h"),
-    ("blocks.{}.attn.rel_pos_w", "blocks.{}.attn.rel_pos_w"),
-    ("blocks.{}.mlp.lin{}.*", "blocks.{}.mlp.fc{}.*"),
-    ("neck.{}.*", "neck.{}.*"),
-)
+ORIGINAL_NAMES = (*BODY_NAMES, ("neck.{}.*", "neck.{}.*"))

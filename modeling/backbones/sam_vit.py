@@ -49,7 +49,7 @@ class SamViT(nn.Module):
             num_heads=num_heads,
             window_size=window,
             global_attn_indexes=tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4)),
-            norm_layer=_layer_norm,
+            norm_layer=layer_norm,
             use_rel_pos=True,
             num_classes=0,
             neck_chans=0,
@@ -77,7 +77,8 @@ class SamViT(nn.Module):
         return {name: layers(x) for name, layers in self.neck.items()}
 
 
-def _layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:
+def layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:
+    """Make SAM's layer norm."""
     return nn.LayerNorm(dim, eps=1e-6, **kwargs)
 
 
@@ -106,8 +107,8 @@ def _to_width(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(in_dim, out_dim, 1), nn.GroupNorm(1, out_dim), nn.GELU()
 
 
-# SEEM's names (SAM's own but for the neck) and ours, below "backbone."; {} is an index, * is weight or bias
-ORIGINAL_NAMES = (
+# SAM's own names and ours of what is before the neck; {} is an index, * is weight or bias
+BODY_NAMES = (
     ("pos_embed", "pos_embed"),
     ("patch_embed.proj.*", "patch_embed.proj.*"),
     ("blocks.{}.norm{}.*", "blocks.{}.norm{}.*"),
@@ -116,5 +117,10 @@ ORIGINAL_NAMES = (
     ("blocks.{}.attn.rel_pos_h", "blocks.{}.attn.rel_pos_h"),
     ("blocks.{}.attn.rel_pos_w", "blocks.{}.attn.rel_pos_w"),
     ("blocks.{}.mlp.lin{}.*", "blocks.{}.mlp.fc{}.*"),
+)
+
+# SEEM's names and ours, below "backbone."
+ORIGINAL_NAMES = (
+    *BODY_NAMES,
     *((f"neck.down_{stride}.{{}}.*", f"neck.res{i + 2}.{{}}.*") for i, stride in enumerate((4, 8, 16, 32))),
 )

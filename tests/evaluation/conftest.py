@@ -10,7 +10,9 @@ import pytest
 
 from locap.datasets.records import Category, Record, Region
 from locap.evaluation import captions
+from locap.evaluation.captions import ptb
 from locap.evaluation.captions.meteor import Meteor, MeteorScores, shared_meteor
+from locap.evaluation.captions.words import split_words
 from locap.evaluation.ranking import dense_average_precision
 from locap.utils.errors import MissingDependencyError
 
@@ -133,3 +135,14 @@ def draw_image(rng: np.random.Generator, image_id: int) -> tuple[Record, Record]
         Record(image_id, 24, 24, id_map=truth, regions=truth_regions),
         Record(image_id, 24, 24, id_map=predicted, regions=predicted_regions),
     )
+
+
+@pytest.fixture
+def quick_tokens(monkeypatch, meteor):
+    """The built-in tokeniser, so that an example of a property test starts no process."""
+
+    class Tokenizer:
+        def tokenize(self, texts):
+            return [ptb.drop_punctuation(split_words(text)) for text in texts]
+
+    monkeypatch.setattr(ptb, "shared_tokenizer", Tokenizer)

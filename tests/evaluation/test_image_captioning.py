@@ -14,7 +14,6 @@ from locap.entry import main
 from locap.evaluation import captions
 from locap.evaluation.captions import ptb
 from locap.evaluation.captions.meteor import Meteor
-from locap.evaluation.captions.words import split_words
 from locap.evaluation.formats import load_ground_truth, load_predictions
 from locap.evaluation.image_captioning import ImageCaptioning
 from locap.evaluation.results import ProtocolResult
@@ -25,17 +24,6 @@ PEER = {"METEOR": "meteor", "ROUGE_L": "rouge_l", "CIDEr": "cider"} | {f"Bleu_{n
 TEXT = st.lists(st.sampled_from(["a", "the", "red", "dog", "sits", "on", "...", "!", "😀"]), max_size=6).map(" ".join)
 CASES = st.lists(st.tuples(TEXT, st.lists(TEXT, max_size=3)), min_size=1, max_size=7)
 PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture
-def quick_tokens(monkeypatch, meteor):
-    """The built-in tokeniser, so that an example of a property test starts no process."""
-
-    class Tokenizer:
-        def tokenize(self, texts):
-            return [ptb.drop_punctuation(split_words(text)) for text in texts]
-
-    monkeypatch.setattr(ptb, "shared_tokenizer", Tokenizer)
 
 
 def score(truth: list[Record], predictions: list[Record], **options) -> ProtocolResult:

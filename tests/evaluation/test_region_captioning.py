@@ -10,8 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from locap.datasets.records import Record, Region
-from locap.evaluation.captions import ptb
-from locap.evaluation.captions.words import split_words
 from locap.evaluation.region_captioning import RegionCaptioning, find_structure, group_objects
 from locap.evaluation.results import ProtocolResult
 from locap.evaluation.runner import evaluate_stored
@@ -42,17 +40,6 @@ FILES = {"vg_a": VG_A, "vg_b": VG_B, "refcocog": OBJECTS, "refcocog_per_expressi
 TEXT = st.lists(st.sampled_from(["a", "red", "dog", "cat", "sits", "..."]), max_size=5).map(" ".join)
 REGIONS = st.lists(st.tuples(TEXT, st.lists(TEXT, max_size=2), st.booleans()), max_size=4)
 PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture
-def quick_tokens(monkeypatch, meteor):
-    """The built-in tokeniser, so that an example of a property test starts no process."""
-
-    class Tokenizer:
-        def tokenize(self, texts):
-            return [ptb.drop_punctuation(split_words(text)) for text in texts]
-
-    monkeypatch.setattr(ptb, "shared_tokenizer", Tokenizer)
 
 
 def score(truth: list[Record], predictions: list[Record], variant: str = "standard") -> ProtocolResult:
