@@ -26,6 +26,7 @@ from .llm.bert import BertLanguageModel
 from .llm.lora import Lora
 from .losses.prompt_criterion import PromptCriterion, PromptWeights
 from .pixelllm import PixelLLM, PredictionOptions
+from .region_encoders.grid_features import GridFeatures
 from .region_encoders.location_prompts import LocationPrompts
 from .region_encoders.prompt_features import PromptFeatures
 from .text_decoders.generation import Search
@@ -81,6 +82,7 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         prediction=_prediction(model, tokenizer),
         frozen_in_eval=model.FROZEN_MODE == "eval",
         published_prompts=features.PUBLISHED_PROMPTS,
+        grid_features=_grid_features(features, encoder.out_dims[FUSED]),
     )
     _freeze(system, cfg)
     return system.train()
@@ -118,6 +120,18 @@ def _timm_vit(cfg: Any) -> nn.Module:
 
 def _pyramid_map(cfg: Any) -> nn.Module:
     return PyramidMap(build_focal(cfg.FOCAL), dim=cfg.MAP_DIM, stride=cfg.MAP_STRIDE)
+
+
+def _grid_features(cfg: Any, image_dim: int) -> GridFeatures | None:
+    if not (cfg.GRID or cfg.WHOLE_GRID):
+        return None
+    return GridFeatures(
+        image_dim=image_dim,
+        prompt_dim=cfg.PROMPT_DIM,
+        out_dim=cfg.OUTPUT_DIM,
+        cells=cfg.GRID,
+        whole_cells=cfg.WHOLE_GRID,
+    )
 
 
 def _language_model(model: Any, tokenizer: LanguageTokenizer) -> LanguageModel:

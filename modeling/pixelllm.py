@@ -31,6 +31,7 @@ from .llm.adapter import LanguageModel, write_texts
 from .losses.prompt_criterion import PromptCriterion
 from .losses.terms import LossTerm, add_terms
 from .pixelllm_layouts import PIXELLLM_LAYOUTS
+from .region_encoders.grid_features import GridFeatures
 from .region_encoders.location_prompts import LocationPrompts, box_prompt
 from .region_encoders.prompt_features import PromptFeatures
 from .region_encoders.prompt_rows import PromptRows, group_prompts
@@ -70,6 +71,7 @@ class PixelLLM(nn.Module):
         prediction: see there.
         frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
         published_prompts: encode boxes as published, see `LocationPrompts.published`.
+        grid_features: what the language model sees beside the prompt features; not published.
 
     Attributes:
         layouts: what weights of other code bases load into it.
@@ -96,6 +98,7 @@ class PixelLLM(nn.Module):
         prediction: PredictionOptions,
         frozen_in_eval: bool = True,
         published_prompts: bool = False,
+        grid_features: GridFeatures | None = None,
     ) -> None:
         super().__init__()
         self.canvas, self.text_map, self.mask_map = canvas, text_map, mask_map
@@ -104,6 +107,7 @@ class PixelLLM(nn.Module):
         self.masks, self.mask_adapter = masks, mask_adapter
         self.tokenizer, self.criterion, self.prediction = tokenizer, criterion, prediction
         self.frozen_in_eval, self.published_prompts = frozen_in_eval, published_prompts
+        self.grid_features = grid_features
 
     def train(self, mode: bool = True) -> PixelLLM:
         """Switch modes; frozen parts rest."""
@@ -125,6 +129,9 @@ class PixelLLM(nn.Module):
             asked = prompts(rows.points, rows.labels, canvas=self.canvas)
         grid = prompts.grid(*image.shape[-2:])
         visual = self.prompt_features(image, grid, asked, prompts.no_mask.weight, counts=rows.prompt_counts)
+        if self.grid_features is not None:
+            place = {"counts": rows.prompt_counts, "canvas": self.canvas, "whole": rows.whole}
+            visual = torch.cat((visual, self.grid_features(image, rows.bounds, prompts, **place)), 1)
         return visual[rows.reads]
 
     def read(self, visual: Tensor, rows: PromptRows) -> tuple[Tensor, Tensor]:

@@ -93,12 +93,14 @@ class LocationPrompts(nn.Module):
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         return self._fourier(torch.stack((x, y), -1).flatten(0, 1))
 
+    def places(self, points: Tensor, *, canvas: tuple[int, int]) -> Tensor:
+        """Encode places alone, of no kind: (..., 2) pixels -> (..., D)."""
+        return self._fourier((points + 0.5) / points.new_tensor(canvas[::-1]))
+
     def _embed(self, points: Tensor, labels: Tensor, canvas: tuple[int, int]) -> Tensor:
         """(R, P, 2), (R, P) -> (R, P, D)."""
-        height, width = canvas
-        places = torch.stack(((points[..., 0] + 0.5) / width, (points[..., 1] + 0.5) / height), -1)
         kinds = torch.cat([embedding.weight for embedding in self.point_embed])  # 4 D
-        embedded = self._fourier(places) + kinds[labels.clamp(min=0)]
+        embedded = self.places(points, canvas=canvas) + kinds[labels.clamp(min=0)]
         return torch.where((labels == PADDING)[..., None], self.not_a_point.weight.to(embedded.dtype), embedded)
 
     def _fourier(self, places: Tensor) -> Tensor:

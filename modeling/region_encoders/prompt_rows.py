@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...datasets.batches import PromptTargets, unpack_masks
 from ..heads.detector.rois import RoiSamples
-from .location_prompts import box_prompt, whole_image_prompt
+from .location_prompts import PADDING, box_prompt, whole_image_prompt
 
 LOCATED = ("region", "detect")  # tasks that ask about boxes and points, not about the whole image
 
@@ -60,6 +60,18 @@ class PromptRows:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the prompts are whole images."""
+        return self.task not in LOCATED
+
+    @property
+    def bounds(self) -> Tensor:
+        """The box around each prompt's points, (Q, 4) pixels."""
+        known = (self.labels != PADDING)[..., None]
+        low = torch.where(known, self.points, torch.inf).amin(1)
+        return torch.cat((low, torch.where(known, self.points, -torch.inf).amax(1)), 1)
 
     def unpacked_masks(self, canvas: tuple[int, int]) -> Tensor:
         """Return the masks, bool (R, height, width), all zero where there are none."""

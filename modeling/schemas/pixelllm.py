@@ -29,9 +29,7 @@ class ImageEncoder:
     DEPTH: int = key(0, "timm: layers; 0: its own", minimum=0)
     HEADS: int = key(0, "timm: attention heads; 0: its own", minimum=0)
     DROP_PATH_RATE: float = key(0.1, "timm: stochastic depth of the last block", minimum=0, maximum=0.99)
-    STRETCHED_ROPE: bool = key(
-        True, "EVA-02: places relative to the grid of the pretraining; false: as published"
-    )
+    STRETCHED_ROPE: bool = key(True, "EVA-02: places relative to the grid of the pretraining; false: as published")
     MLP_NORM_EPS: float = key(1e-5, "EVA-02: epsilon of the norm inside the MLPs; timm has 1e-6", minimum=0)
     REMAINDER: str = key(
         "resized",
@@ -73,6 +71,8 @@ class PromptFeatures:
     HEADS: int = key(8, "its attention heads", minimum=1)
     FFN_DIM: int = key(2048, "hidden size of its feed-forward blocks", minimum=1)
     OUTPUT_DIM: int = key(1024, "width of the visual tokens", minimum=1)
+    GRID: int = key(0, "cells each way of a box that are read beside them; not published, 0: none", minimum=0)
+    WHOLE_GRID: int = key(0, "the same of a whole image", minimum=0)
 
 
 @dataclass
