@@ -37,6 +37,25 @@ def test_perfect_answers_score_perfectly_in_every_task(configure):
         assert (path / "results.json").is_file()
 
 
+def test_real_files_are_trained_on_and_scored(configure, coco_mini):
+    """Of several data sets with other categories, ids and sizes, in one mixture."""
+    train = "[trace:ln_coco_val, region:vg_densecap_train, refer:refcoco_unc_train, instruct:llava_instruct]"
+    test = "[trace:ln_coco_val, caption:coco_captions_val, refer:refcoco_unc_testB, detect:vg_densecap_test]"
+    weights = "{trace:ln_coco_val: 2, instruct:llava_instruct: 0.5}"
+    names = ("DATASETS.TRAIN", train, "DATASETS.TEST", test, "DATASETS.WEIGHTS", weights)
+    variants = "{refer:refcoco_unc_testB: pixelllm, trace:ln_coco_val: standard}"
+    cfg = configure(*names, "DATASETS.ROOT", str(coco_mini), "EVAL_VARIANTS", variants, "SOLVER.MAX_STEPS", "5")
+    run = TrainingRun(cfg, World())
+    figures = run.run()
+    assert figures["P@0.5 (refer:refcoco_unc_testB)"] == 100
+    assert figures["word error % (trace:ln_coco_val)"] == 0
+    assert figures["coverage % (trace:ln_coco_val)"] == 100
+    assert figures["BLEU-4 (caption:coco_captions_val)"] == pytest.approx(1)
+    assert figures["detection mAP (detect:vg_densecap_test)"] > 60
+    variants = {result.protocol: result.variant for result in run.results}
+    assert variants["referring"] == "pixelllm"
+
+
 def test_evaluations_during_training_take_some_images_of_each_data_set(configure):
     names = ("DATASETS.TEST", "[refer:shapes_val, trace:shapes_val]")
     run = TrainingRun(configure(*names, "SOLVER.MAX_STEPS", "2", "EVAL_AT_START", "true"), World())
