@@ -13,6 +13,7 @@ from ..datasets.reader import Reader
 from ..datasets.readers import SHAPES_SPLITS, open_dataset, open_expressions
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
+from ..datasets.tasks import TASKS, offers
 from ..datasets.transforms.mapper import EvalMapper, Mapper, PanopticCaptionMapper
 from ..utils.errors import UsageError
 from .distributed import World
@@ -75,14 +76,20 @@ def open_training(cfg: Any) -> MixedReader:
         DataError: files are missing or inconsistent.
     """
     entries = train_entries(cfg)
-    return _joined(_open_all(entries, cfg), same_categories=not is_prompted(cfg))
+    readers = _open_all(entries, cfg)
+    for entry, reader in zip(entries, readers, strict=True):
+        _require_prompts(entry, reader, "DATASETS.TRAIN")
+    return _joined(readers, same_categories=not is_prompted(cfg))
 
 
 def open_eval_sets(cfg: Any) -> list[EvalSet]:
     """Open the data sets of DATASETS.TEST; raises as `open_training`."""
     groups = eval_groups(cfg)
-    readers = iter(_open_all([entry for group in groups for entry in group], cfg, evaluating=True))
-    return [EvalSet(group, _joined([next(readers) for _ in group])) for group in groups]
+    entries = [entry for group in groups for entry in group]
+    opened = dict(zip(entries, _open_all(entries, cfg, evaluating=True), strict=True))
+    for entry, reader in opened.items():
+        _require_prompts(entry, reader, "DATASETS.TEST")
+    return [EvalSet(group, _joined([opened[entry] for entry in group])) for group in groups]
 
 
 def _open_all(entries: Iterable[Entry], cfg: Any, *, evaluating: bool = False) -> list[Reader]:
@@ -93,6 +100,19 @@ def _open_all(entries: Iterable[Entry], cfg: Any, *, evaluating: bool = False) -
         if key not in opened:
             opened[key] = _open(*key, cfg)
     return [opened[key] for key in keys]
+
+
+def _require_prompts(entry: Entry, reader: Reader, where: str) -> None:
+    """Raise UsageError where a data set knows nothing that its task asks for: nothing would be learnt or scored."""
+    if not entry.task or any(offers(reader[index], entry.task) for index in range(len(reader))):
+        return
+    others = [task for task in TASKS if offers(reader[0], task)]
+    raise UsageError(
+        f"The data set has nothing for the task {entry.task}.",
+        where=where,
+        value=str(entry),
+        allowed=", ".join(f"{task}:{entry.name}" for task in others) or "another data set",
+    )
 
 
 def _open(name: str, per_expression: bool, cfg: Any) -> Reader:

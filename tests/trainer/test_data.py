@@ -8,6 +8,7 @@ from locap.datasets.expressions import PerExpression
 from locap.datasets.prepare.shapes_vocabulary import FOLDER
 from locap.trainer.data import eval_loader, open_eval_sets, open_training, train_loader
 from locap.trainer.distributed import World
+from locap.utils.errors import UsageError
 from locap.utils.tokenizers import CaptionTokenizer
 
 ALL = "[trace:shapes_train, caption:shapes_train, region:shapes_train, refer:shapes_train, detect:shapes_train]"
@@ -102,3 +103,12 @@ def test_expressions_are_evaluated_one_by_one(configure, words):
     assert targets.region_ids == [r.id for r in record.regions]
     assert detect.reader.readers[0] is trace.reader.readers[0]
     assert isinstance(refer.reader.readers[0], PerExpression)
+
+
+@pytest.mark.parametrize(("key", "opened"), [("TRAIN", open_training), ("TEST", open_eval_sets)])
+def test_a_task_that_a_data_set_has_nothing_for_is_refused(configure, coco_mini, key, opened):
+    cfg = configure(f"DATASETS.{key}", "[refer:ln_coco_val]", "DATASETS.ROOT", str(coco_mini))
+    with pytest.raises(UsageError, match="nothing for the task refer") as caught:
+        opened(cfg)
+    assert caught.value.where == f"DATASETS.{key}"
+    assert caught.value.allowed == "trace:ln_coco_val"
