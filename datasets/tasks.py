@@ -136,6 +136,22 @@ def prompts_of(
     return list(_YIELDS[task](record, pick, instructions[task]))
 
 
+def asked(record: Record, task: str) -> Record:
+    """Return the record with only those narratives or regions that `prompts_of` asks about, to score answers with.
+
+    Of other tasks than ``trace`` and ``region`` everything stays. Crowds stay, which protocols leave out and count;
+    captions of the image are not what ``region`` asks for.
+    """
+    prompts = prompts_of(record, task) if task in ("trace", "region") else []
+    if task == "trace":
+        return replace(record, narratives=tuple(prompt.narrative for prompt in prompts))
+    if task == "region":
+        known = {id(prompt.region) for prompt in prompts}
+        kept = [region for region in record.regions if region.is_crowd or id(region) in known]
+        return replace(record, regions=kept, captions=())
+    return record
+
+
 def offers(record: Record, task: str) -> bool:
     """Return whether a record yields prompts of a task."""
     return bool(prompts_of(record, task))

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..datasets.expressions import PerExpression
 from ..datasets.loader import EvalLoader, TrainLoader
+from ..datasets.mixtures import MixedMapper, MixedReader, Mixture
 from ..datasets.reader import Reader
-from ..datasets.readers import SHAPES_SPLITS, open_dataset
+from ..datasets.readers import SHAPES_SPLITS, open_dataset, open_expressions
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
-from ..datasets.transforms.mapper import EvalMapper, PanopticCaptionMapper
+from ..datasets.tasks import TASKS, offers
+from ..datasets.transforms.mapper import EvalMapper, Mapper, PanopticCaptionMapper
 from ..utils.errors import UsageError
-from ..utils.tokenizers import CaptionTokenizer
 from .distributed import World
-
-
-class Concatenated:
-    """Several data sets of the same categories, one after the other."""
-
-    def __init__(self, readers: Sequence[Reader]) -> None:
-        first, *others = readers
-        for other in others:
-            if [c.id for c in other.categories] != [c.id for c in first.categories]:
-                raise UsageError("Data sets with different categories cannot be joined.", where="DATASETS")
-        self.readers, self.categories = list(readers), tuple(first.categories)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.readers))
-
-    def __getitem__(self, index: int) -> Record:
-        for reader in self.readers:
-            if index < len(reader):
-                return reader[index]
-            index -= len(reader)
-        raise IndexError(index)
+from .entries import Entry, eval_groups, is_prompted, name_of, train_entries
+from .prompt_mappers import evaluation_mapper, training_mapper
 
 
 class First:
@@ -52,36 +36,129 @@ class First:
         return self.reader[index]
 
 
-def open_reader(names: Sequence[str], cfg: Any) -> Reader:
-    """Open the data sets of DATASETS.TRAIN or DATASETS.TEST as one.
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """What is predicted and scored together: an item of DATASETS.TEST, or all of a system without prompts.
+
+    Attributes:
+        entries: the items.
+        reader: their records.
+    """
+
+    entries: tuple[Entry, ...]
+    reader: Reader
+
+    @property
+    def name(self) -> str:
+        """As in DATASETS.TEST, joined by commas."""
+        return name_of(self.entries)
+
+    @property
+    def task(self) -> str:
+        """What a prompted system does with it, or ""."""
+        return self.entries[0].task
+
+    @property
+    def folder(self) -> str:
+        """Where its results go below those of the evaluation; "" for right there."""
+        return f"{self.task}_{self.entries[0].name}" if self.task else ""
+
+    def is_shapes(self) -> bool:
+        """Return whether it is drawn, so that the truth about every attribute is known."""
+        return all(entry.name in SHAPES_SPLITS for entry in self.entries)
+
+
+def open_training(cfg: Any) -> MixedReader:
+    """Open the data sets of DATASETS.TRAIN as one.
 
     Raises:
-        UsageError: no name is given, or they don't fit together.
+        UsageError: a name is wrong, or they don't fit together.
         DataError: files are missing or inconsistent.
     """
-    if not names:
-        raise UsageError("No data set is given.", where="DATASETS", allowed="one or more names")
-    readers = [_open(name, cfg) for name in names]
-    return readers[0] if len(readers) == 1 else Concatenated(readers)
+    entries = train_entries(cfg)
+    readers = _open_all(entries, cfg)
+    for entry, reader in zip(entries, readers, strict=True):
+        _require_prompts(entry, reader, "DATASETS.TRAIN")
+    return _joined(readers, same_categories=not is_prompted(cfg))
 
 
-def _open(name: str, cfg: Any) -> Reader:
-    if name in SHAPES_SPLITS:
-        shapes = cfg.SHAPES
-        count = shapes.NUM_TRAIN if name == "shapes_train" else shapes.NUM_TEST
-        return Shapes(count, seed=shapes.SEED, split=SHAPES_SPLITS[name], image_size=shapes.IMAGE_SIZE)
-    return open_dataset(name, cfg.DATASETS.ROOT or None)
+def open_eval_sets(cfg: Any) -> list[EvalSet]:
+    """Open the data sets of DATASETS.TEST; raises as `open_training`."""
+    groups = eval_groups(cfg)
+    entries = [entry for group in groups for entry in group]
+    opened = dict(zip(entries, _open_all(entries, cfg, evaluating=True), strict=True))
+    for entry, reader in opened.items():
+        _require_prompts(entry, reader, "DATASETS.TEST")
+    return [EvalSet(group, _joined([opened[entry] for entry in group])) for group in groups]
 
 
-def is_shapes(names: Sequence[str]) -> bool:
-    """Return whether all data sets are drawn, so that the truth about every attribute is known."""
-    return all(name in SHAPES_SPLITS for name in names)
+def _open_all(entries: Iterable[Entry], cfg: Any, *, evaluating: bool = False) -> list[Reader]:
+    """Open data sets, each once however many tasks use it; those to find expressions in are scored by expression."""
+    opened: dict[tuple[str, bool], Reader] = {}
+    keys = [(entry.name, evaluating and entry.task == "refer") for entry in entries]
+    for key in keys:
+        if key not in opened:
+            opened[key] = _open(*key, cfg)
+    return [opened[key] for key in keys]
 
 
-def train_loader(reader: Reader, tokenizer: CaptionTokenizer, cfg: Any, world: World) -> TrainLoader:
-    """Return the training batches of this rank."""
+def _require_prompts(entry: Entry, reader: Reader, where: str) -> None:
+    """Raise UsageError where a data set knows nothing that its task asks for: nothing would be learnt or scored."""
+    if not entry.task or any(offers(reader[index], entry.task) for index in range(len(reader))):
+        return
+    others = [task for task in TASKS if offers(reader[0], task)]
+    raise UsageError(
+        f"The data set has nothing for the task {entry.task}.",
+        where=where,
+        value=str(entry),
+        allowed=", ".join(f"{task}:{entry.name}" for task in others) or "another data set",
+    )
+
+
+def _open(name: str, per_expression: bool, cfg: Any) -> Reader:
+    if name not in SHAPES_SPLITS:
+        return (open_expressions if per_expression else open_dataset)(name, cfg.DATASETS.ROOT or None)
+    shapes = cfg.SHAPES
+    count = shapes.NUM_TRAIN if name == "shapes_train" else shapes.NUM_TEST
+    reader = Shapes(count, seed=shapes.SEED, split=SHAPES_SPLITS[name], image_size=shapes.IMAGE_SIZE)
+    return PerExpression(reader) if per_expression else reader
+
+
+def _joined(readers: Sequence[Reader], *, same_categories: bool = True) -> MixedReader:
+    first, *others = readers
+    if same_categories and any(
+        [c.id for c in other.categories] != [c.id for c in first.categories] for other in others
+    ):
+        raise UsageError("Data sets with different categories cannot be joined.", where="DATASETS")
+    return MixedReader(readers)
+
+
+def train_loader(reader: MixedReader, tokenizer: Any, cfg: Any, world: World) -> TrainLoader:
+    """Return the training batches of this rank.
+
+    Args:
+        reader: of `open_training`.
+        tokenizer: of the system.
+        cfg: the resolved configuration.
+        world: this process among its peers.
+    """
+    return TrainLoader(
+        reader,
+        _training_mapper(reader, tokenizer, cfg),
+        batch_size_total=cfg.COCO.TRAIN.BATCH_SIZE_TOTAL,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=cfg.COCO.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED,
+        mixture=_mixture(reader, cfg),
+    )
+
+
+def _training_mapper(reader: MixedReader, tokenizer: Any, cfg: Any) -> Mapper:
+    if is_prompted(cfg):
+        return MixedMapper(reader, [training_mapper(entry.task, tokenizer, cfg) for entry in train_entries(cfg)])
     inputs = cfg.COCO.INPUT
-    mapper = PanopticCaptionMapper(
+    return PanopticCaptionMapper(
         reader.categories,
         tokenizer,
         image_size=inputs.IMAGE_SIZE,
@@ -90,23 +167,27 @@ def train_loader(reader: Reader, tokenizer: CaptionTokenizer, cfg: Any, world: W
         random_flip=inputs.RANDOM_FLIP,
         seed=cfg.SEED,
     )
-    return TrainLoader(
-        reader,
-        mapper,
-        batch_size_total=cfg.COCO.TRAIN.BATCH_SIZE_TOTAL,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=cfg.COCO.DATALOADER.NUM_WORKERS,
-        seed=cfg.SEED,
-    )
 
 
-def test_loader(reader: Reader, cfg: Any, world: World) -> EvalLoader:
+def _mixture(reader: MixedReader, cfg: Any) -> Mixture | None:
+    """Return how the data sets are drawn; None: they are not told apart, and each record comes once per epoch."""
+    data = cfg.DATASETS
+    if not is_prompted(cfg) and not data.WEIGHTS and not data.SAMPLES_PER_EPOCH:
+        return None
+    given = [data.WEIGHTS.get(str(entry), 1.0) for entry in train_entries(cfg)]
+    return Mixture(reader.lengths, given if data.WEIGHTS else reader.lengths, data.SAMPLES_PER_EPOCH or None)
+
+
+def eval_loader(eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World) -> EvalLoader:
     """Return the evaluation batches of this rank; which images share a batch does not depend on the number of ranks."""
     inputs = cfg.COCO.INPUT
+    if eval_set.task:
+        mapper = evaluation_mapper(eval_set.task, tokenizer, cfg)
+    else:
+        mapper = EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST)
     return EvalLoader(
-        reader,
-        EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST),
+        eval_set.reader,
+        mapper,
         batch_size=cfg.COCO.TEST.IMAGES_PER_FORWARD,
         rank=world.rank,
         world_size=world.size,

@@ -9,42 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from ..datasets.loader import EvalLoader
 from ..datasets.reader import Reader
-from ..datasets.records import Category, Record, record_from_json, record_to_json, write_records
-from ..datasets.shapes import holds, read_caption
+from ..datasets.records import Record, record_from_json, record_to_json, write_records
 from ..evaluation.formats import load_predictions_and_meta
 from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
-from ..evaluation.runner import evaluate_stored, make_evaluators
 from ..utils.errors import UsageError
-from .data import is_shapes, open_reader, test_loader
+from .data import EvalSet, eval_loader, open_eval_sets
 from .distributed import World, gather_texts
+from .entries import eval_groups, name_of
 from .progress import ProgressBar
-
-CAPTION_ATTRIBUTES = "caption_attributes"
-PANOPTIC_ON = "MODEL.DECODER.TEST.PANOPTIC_ON"
-HEADLINES = {  # figure: (name, factor)
-    "pq": ("PQ", 100),
-    "sq": ("SQ", 100),
-    "rq": ("RQ", 100),
-    "pq_things": ("PQ things", 100),
-    "pq_stuff": ("PQ stuff", 100),
-    "map": ("mAP", 100),
-    "detection_map": ("detection mAP", 100),
-    "meteor": ("METEOR", 1),
-    "cider": ("CIDEr", 1),
-    "rouge_l": ("ROUGE-L", 1),
-    "bleu_4": ("BLEU-4", 1),
-    "size": ("size %", 100),
-    "colour": ("colour %", 100),
-    "texture": ("texture %", 100),
-    "shape": ("shape %", 100),
-    "relation": ("relation %", 100),
-}
+from .scoring import score
 
 
 def predict_all(model: nn.Module, loader: EvalLoader, world: World, dtype: torch.dtype | None = None) -> list[Record]:
@@ -70,8 +48,15 @@ def predict_all(model: nn.Module, loader: EvalLoader, world: World, dtype: torch
     return [record_from_json(body) for batch, rank in sorted(order) for body in shares[rank][batch]]
 
 
+def evaluate_sets(
+    model: nn.Module, eval_sets: Sequence[EvalSet], tokenizer: Any, cfg: Any, world: World, folder: Path
+) -> dict[str, list[ProtocolResult]]:
+    """Predict and score data sets one after the other, see `evaluate_model`; returns name -> results."""
+    return {s.name: evaluate_model(model, s, tokenizer, cfg, world, folder / s.folder) for s in eval_sets}
+
+
 def evaluate_model(
-    model: nn.Module, reader: Reader, cfg: Any, world: World, folder: Path, *, name: str
+    model: nn.Module, eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World, folder: Path
 ) -> list[ProtocolResult]:
     """Predict and score a data set.
 
@@ -82,17 +67,16 @@ def evaluate_model(
         On rank 0 one result per protocol; elsewhere nothing.
     """
     started = time.monotonic()
-    dtype = autocast_dtype(cfg, world)
-    predictions = predict_all(model, test_loader(reader, cfg, world), world, dtype)
+    predictions = predict_all(model, eval_loader(eval_set, tokenizer, cfg, world), world, autocast_dtype(cfg, world))
     if not world.is_main:
         return []
-    meta = {"data": name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
-    path = write_records(folder / "predictions.json", predictions, reader.categories, meta)
-    truth = [reader[index] for index in range(len(reader))]
-    results = score(truth, predictions, reader, cfg)
+    meta = {"data": eval_set.name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
+    path = write_records(folder / "predictions.json", predictions, eval_set.reader.categories, meta)
+    truth = _records(eval_set.reader)
+    results = score(truth, predictions, eval_set, cfg)
     report = EvaluationReport(
         results,
-        describe_source(name, truth),
+        describe_source(eval_set.name, truth),
         describe_source(str(path), predictions, path),
         seconds=time.monotonic() - started,
         decoding=meta["decoding"],
@@ -104,23 +88,31 @@ def evaluate_model(
     return results
 
 
+def _records(reader: Reader) -> list[Record]:
+    return [reader[index] for index in range(len(reader))]
+
+
 def _decoding(cfg: Any) -> dict[str, Any]:
-    """Return how captions were looked for, as far as it changes them."""
-    beams = {"beam_search": cfg.BEAM_SEARCH} if cfg.BEAM_SIZE > 1 else {}
+    """Return how texts were looked for, as far as it changes them."""
+    rule = cfg.get("BEAM_SEARCH")  # which systems have that know several
+    beams = {"beam_search": rule} if rule and cfg.BEAM_SIZE > 1 else {}
     return {"beam_size": cfg.BEAM_SIZE, **beams, "max_words": cfg.MAX_STEPS}
 
 
 def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:
-    """Score a stored result file against DATASETS.TEST; the report goes beside it."""
+    """Score a stored result file against DATASETS.TEST; the report goes beside it.
+
+    Raises:
+        UsageError: several data sets are configured that are scored apart.
+    """
     started = time.monotonic()
-    reader = open_reader(cfg.DATASETS.TEST, cfg)
-    truth = [reader[index] for index in range(len(reader))]
+    eval_set = _only_eval_set(cfg)
+    truth = _records(eval_set.reader)
     predictions, meta = load_predictions_and_meta(path, truth)
-    results = score(truth, predictions, reader, cfg)
-    name = ", ".join(cfg.DATASETS.TEST)
+    results = score(truth, predictions, eval_set, cfg)
     report = EvaluationReport(
         results,
-        describe_source(name, truth),
+        describe_source(eval_set.name, truth),
         describe_source(path, predictions, path),
         seconds=time.monotonic() - started,
         decoding=meta.get("decoding") or {},
@@ -132,50 +124,18 @@ def score_stored(cfg: Any, path: str) -> list[ProtocolResult]:
     return results
 
 
-def score(truth: list[Record], predictions: list[Record], reader: Reader, cfg: Any) -> list[ProtocolResult]:
-    """Score predictions by the configured protocols; drawn scenes are also judged word by word."""
-    options = protocol_options(cfg)
-    return evaluate_stored(truth, predictions, list(cfg.PROTOCOLS), reader.categories, options=options)
-
-
-def check_protocols(cfg: Any, categories: Sequence[Category]) -> None:
-    """Raise the `UsageError` of a wrong PROTOCOLS now, not after hours of training."""
-    if not OmegaConf.select(cfg, PANOPTIC_ON, default=True):
+def _only_eval_set(cfg: Any) -> EvalSet:
+    groups = eval_groups(cfg)
+    if len(groups) > 1:
+        names = list(map(name_of, groups))
         raise UsageError(
-            "The protocols score panoptic segments, which the model is told not to return.",
-            where=PANOPTIC_ON,
-            value=False,
-            allowed=f"true, with PROTOCOLS {list(cfg.PROTOCOLS)}",
-            fix=f"--overrides {PANOPTIC_ON} true",
+            "A result file belongs to one data set, and several are configured.",
+            where="DATASETS.TEST",
+            value=f"[{', '.join(names)}]",
+            allowed="the one that the file predicts",
+            fix=f"--overrides DATASETS.TEST [{names[0]}]",
         )
-    make_evaluators(list(cfg.PROTOCOLS), categories, options=protocol_options(cfg))
-
-
-def protocol_options(cfg: Any) -> dict[str, dict[str, Any]]:
-    """Return the keyword arguments of each protocol.
-
-    Raises:
-        UsageError: a protocol does not suit the data.
-    """
-    if CAPTION_ATTRIBUTES in cfg.PROTOCOLS and not is_shapes(cfg.DATASETS.TEST):
-        raise UsageError(
-            "Only drawn scenes know the truth about every word.",
-            where="PROTOCOLS",
-            value=CAPTION_ATTRIBUTES,
-            allowed="with DATASETS.TEST [shapes_val] or [shapes_test]",
-        )
-    return {"panoptic_captioning": {"variant": cfg.EVAL_PROTOCOL}, CAPTION_ATTRIBUTES: {"judge": judge_shapes}}
-
-
-def judge_shapes(caption: str, region: Any, record: Record) -> dict[str, bool | None]:
-    """Say which words of a caption are true of a drawn scene."""
-    return holds(read_caption(caption), region, record)
-
-
-def headline(results: list[ProtocolResult]) -> dict[str, float]:
-    """Return the figures people quote, under the names and in the units they quote them in."""
-    figures = {name: value for result in reversed(results) for name, value in result.figures.items()}
-    return {shown: scale * figures[name] for name, (shown, scale) in HEADLINES.items() if name in figures}
+    return open_eval_sets(cfg)[0]
 
 
 def autocast_dtype(cfg: Any, world: World) -> torch.dtype | None:

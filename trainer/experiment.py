@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import nn
 
 from ..datasets.batches import Batch
 from ..datasets.loader import TrainLoader
-from ..datasets.reader import Reader
-from ..evaluation.report import print_results
+from ..datasets.mixtures import MixedReader
 from ..evaluation.results import ProtocolResult
 from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import build_trained, configured_weights, find_system
@@ -24,14 +23,16 @@ from ..utils import untrusted
 from ..utils.config import save_config
 from ..utils.files import write_tensors
 from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, verify
-from .data import First, open_reader, train_loader
+from .data import EvalSet, First, open_eval_sets, open_training, train_loader
 from .distributed import World, on_main
-from .evaluate import check_protocols, evaluate_model, headline, precision, score_stored
+from .entries import eval_groups
+from .evaluate import evaluate_sets, precision, score_stored
 from .logs import JsonLines, TensorBoard, Tracker, Trackers, Wandb
 from .loop import StepReport, TrainingLoop
 from .optimizer import build_optimizer, build_schedule
 from .progress import ProgressBar
 from .run_folder import make_run_folder, resumed_run
+from .scoring import check_protocols, headline, print_scores
 
 _log = logging.getLogger(__name__)
 
@@ -42,23 +43,24 @@ class Experiment:
 
     model: nn.Module
     tokenizer: Any
-    train_reader: Reader | None
-    test_reader: Reader
+    train_reader: MixedReader | None
+    eval_sets: list[EvalSet]
 
 
 def build_experiment(cfg: Any, world: World, *, training: bool) -> Experiment:
     """Open the data sets and build the system, the same weights on every rank; those of RESUME_FROM to evaluate."""
-    train_reader = open_reader(cfg.DATASETS.TRAIN, cfg) if training else None
-    test_reader = open_reader(cfg.DATASETS.TEST, cfg)
-    check_protocols(cfg, test_reader.categories)
+    eval_groups(cfg)  # wrong names are told before files are read
+    train_reader = open_training(cfg) if training else None
+    eval_sets = open_eval_sets(cfg)
+    check_protocols(cfg, eval_sets)
     system = find_system(cfg.MODEL.NAME)
     tokenizer = system.tokenizer(cfg)
     if train_reader is None:
-        model = build_trained(cfg, test_reader.categories, tokenizer, world.device)
+        model = build_trained(cfg, eval_sets[0].reader.categories, tokenizer, world.device)
     else:
         torch.manual_seed(cfg.SEED)
         model = system.model(cfg, train_reader.categories, tokenizer).to(world.device)
-    return Experiment(model, tokenizer, train_reader, test_reader)
+    return Experiment(model, tokenizer, train_reader, eval_sets)
 
 
 class TrainingRun:
@@ -102,6 +104,7 @@ class TrainingRun:
             precision=precision(cfg, self.world),
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
             accumulate=cfg.GRADIENT_ACCUMULATE_STEP,
+            targets=find_system(cfg.MODEL.NAME).targets,
         )
 
     def run(self) -> dict[str, float]:
@@ -189,21 +192,21 @@ class TrainingRun:
         on_main(lambda: str(self.checkpoints.save(self.model, self.loop.optimizer, state, step)))
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES before."""
+        """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES of each data set before."""
         cfg, step = self.cfg, self.loop.state.step
         final = step >= self.max_steps
-        reader = self.experiment.test_reader
+        sets = self.experiment.eval_sets
         if cfg.EVAL_MAX_IMAGES and not final:
-            reader = First(reader, cfg.EVAL_MAX_IMAGES)
+            sets = [replace(each, reader=First(each.reader, cfg.EVAL_MAX_IMAGES)) for each in sets]
         folder = self.folder / "evaluations" / f"step_{step:08d}"
-        name = ", ".join(cfg.DATASETS.TEST)
-        self.results = evaluate_model(self.model, reader, cfg, self.world, folder, name=name)
-        figures = headline(self.results)
+        scored = evaluate_sets(self.model, sets, self.experiment.tokenizer, cfg, self.world, folder)
+        self.results = [result for results in scored.values() for result in results]
+        figures = headline(scored)
         if self.world.is_main:
             self.trackers.log("evaluate", step, {"seconds": self.loop.state.seconds, "metrics": figures})
             _log.info("step %d: %s", step, ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
             if final:
-                print_results(self.results)
+                print_scores(scored)
         return figures
 
     def _resume(self) -> None:
@@ -256,9 +259,8 @@ def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[
     configured_weights(cfg)  # a wrong path is told before the data sets are read
     experiment = build_experiment(cfg, world, training=False)
     folder = Path(cfg.SAVE_DIR) / cfg.BASENAME / "evaluation"
-    name = ", ".join(cfg.DATASETS.TEST)
-    results = evaluate_model(experiment.model, experiment.test_reader, cfg, world, folder, name=name)
+    scored = evaluate_sets(experiment.model, experiment.eval_sets, experiment.tokenizer, cfg, world, folder)
     if world.is_main:
-        print_results(results)
+        print_scores(scored)
         _log.info("written to %s", folder)
-    return results
+    return [result for results in scored.values() for result in results]

@@ -54,7 +54,7 @@ def quickstart(cfg: Any, output: Path) -> int:
 
 def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, minutes: float, world: World) -> Path:
     """Caption an unseen scene and write the report."""
-    cfg, categories = run.cfg, run.experiment.test_reader.categories
+    cfg, categories = run.cfg, run.experiment.eval_sets[0].reader.categories
     scene = Shapes(1, seed=cfg.SHAPES.SEED, split="test", image_size=cfg.SHAPES.IMAGE_SIZE)[0]
     pixels = scene.read_image()
     predictor = Predictor(run.model, categories, EvalMapper(shortest=None))
@@ -74,7 +74,7 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
             "training and evaluation": f"{minutes:.1f} minutes",
             "parameters": f"{parameters / 1e6:.1f} million",
             "training scenes seen": run.max_steps * cfg.COCO.TRAIN.BATCH_SIZE_TOTAL,
-            "evaluation scenes, never trained on": len(run.experiment.test_reader),
+            "evaluation scenes, never trained on": len(run.experiment.eval_sets[0].reader),
             "picture size": f"{cfg.SHAPES.IMAGE_SIZE} pixels",
             "seed": cfg.SEED,
             "processes": world.size,
@@ -87,6 +87,6 @@ def comparison(run: TrainingRun) -> list[tuple[Any, Record, Record]]:
     """Return some evaluated scenes: (pixels, truth, prediction)."""
     folder = run.folder / "evaluations" / f"step_{run.max_steps:08d}"
     predictions, _, _ = read_records(folder / "predictions.json")
-    reader = run.experiment.test_reader
+    reader = run.experiment.eval_sets[0].reader
     truths = [reader[index] for index in range(min(SHOWN_SCENES, len(predictions)))]
     return [(truth.read_image(), truth, prediction) for truth, prediction in zip(truths, predictions, strict=False)]

@@ -92,8 +92,12 @@ class Input:
 class Datasets:
     """Which data sets, by name, and where they lie."""
 
-    TRAIN: list[str] = key(["pix2cap_coco_train_with_sem_seg"], "training sets")
-    TEST: list[str] = key(["pix2cap_coco_val_with_sem_seg"], "evaluation sets")
+    TRAIN: list[str] = key(["pix2cap_coco_train_with_sem_seg"], "training sets; of prompted systems, task:name")
+    TEST: list[str] = key(["pix2cap_coco_val_with_sem_seg"], "evaluation sets; of prompted systems, task:name")
+    WEIGHTS: dict[str, float] = key(
+        {}, "+ item of TRAIN: how often it is drawn, others 1; empty: every record once per epoch", minimum=0
+    )
+    SAMPLES_PER_EPOCH: int = key(0, "+ samples of an epoch, shared out by WEIGHTS; 0: full passes", minimum=0)
     ROOT: str = key("", "+ folder of the data; empty: $DETECTRON2_DATASETS, else $DATASETS")
 
 
@@ -182,10 +186,11 @@ class Config:
     EVAL_EVERY_EPOCHS: int = key(1, "+ evaluate after every so many epochs; 0: never", minimum=0)
     EVAL_EVERY_STEPS: int = key(0, "+ evaluate after every so many steps as well; 0: don't", minimum=0)
     EVAL_MAX_IMAGES: int = key(0, "+ images of an evaluation during training; 0: all", minimum=0)
-    PROTOCOLS: list[str] = key(["panoptic_captioning"], "+ which figures evaluation computes")
+    PROTOCOLS: list[str] = key([], "+ which figures evaluation computes; empty: panoptic_captioning, or the tasks' own")
     EVAL_PROTOCOL: str = key(
         "standard", "+ upstream repeats the published code's arithmetic", choices=["standard", "upstream"]
     )
+    EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST: variant of its protocol")
     CHECKPOINT_EVERY_STEPS: int = key(0, "+ save after every so many steps as well as every epoch; 0: don't", minimum=0)
     KEEP_CHECKPOINTS: int = key(2, "+ newest checkpoints kept; 0: all", minimum=0)
     MODEL: ModelConfig = section(ModelConfig)

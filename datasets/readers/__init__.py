@@ -14,6 +14,8 @@ from typing import Any
 
 from ...utils.errors import UsageError, nearest
 from ..categories import COCO_PANOPTIC
+from ..expressions import PerExpression
+from ..reader import Reader
 from ..records import Category
 from ..shapes import CATEGORIES as SHAPES_CATEGORIES
 from ..shapes import Shapes
@@ -42,6 +44,7 @@ READERS = {
     "coco_captions": CocoCaptionsReader,
     "karpathy": KarpathyReader,
 }
+REFERRING = (ReferReader, MdetrReferReader, UninextReferReader)
 SHAPES_SPLITS = {"shapes_train": "train", "shapes_val": "val", "shapes_test": "test"}
 
 
@@ -122,6 +125,13 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
     _, base, _ = locate(name, root, ((described.annotations,),))
     paths = (base / described.annotations, base / described.images, base / described.panoptic)
     return READERS[described.reader](*paths, **options)
+
+
+def open_expressions(name: str, root: str | Path | None = None) -> Reader:
+    """Open a data set as `open_dataset`, with a region for each expression, whose id is that of the expression."""
+    if name in TEXT_DATASETS and READERS[TEXT_DATASETS[name].reader] in REFERRING:
+        return open_dataset(name, root, per_expression=True)
+    return PerExpression(open_dataset(name, root))
 
 
 def _open_text(name: str, described: TextSource, root: str | Path | None, options: Mapping[str, Any]) -> PackedReader:

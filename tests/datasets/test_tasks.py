@@ -13,6 +13,7 @@ from locap.datasets.tasks import (
     LONG_CAPTION,
     SHORT_CAPTION,
     TASKS,
+    asked,
     mirror_words,
     offers,
     prompts_of,
@@ -122,3 +123,14 @@ def test_shapes_offer_every_task():
     for prompt in prompts_of(record, "refer", np.random.default_rng(0)):
         assert prompt.text in prompt.region.expressions
         assert prompt.learns == (False, True, True)
+
+
+def test_only_what_is_asked_for_is_scored():
+    told = Narrative("a cup", (TimedWord("cup", 0, 1),), (((1, 1, 0.2), (2, 2, 0.4)),))
+    record = record_of(captions=("all of it",), narratives=(Narrative("no path"), told))
+    assert asked(record, "trace").narratives == (told,)
+    region = asked(record, "region")
+    assert [r.id for r in region.regions] == [3, 4, 7], "with the crowd, which protocols leave out and count"
+    assert region.captions == ()
+    for task in ("caption", "refer", "detect"):
+        assert asked(record, task) is record
