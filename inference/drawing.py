@@ -19,7 +19,9 @@ from scipy import ndimage
 
 from ..datasets.records import Record, Region, box_of_mask, decode_mask
 
+ImageLike = Image.Image | np.ndarray
 Color = tuple[int, int, int]
+SMALL_SIDE, ENLARGED_SIDE = 512, 640  # a picture with a shorter long side than the first is drawn at the second
 WHITE, INK, MUTED, LETTERBOX = (255, 255, 255), (28, 30, 36), (112, 117, 128), (236, 237, 240)
 TINT = 0.35  # share of the region's colour in its pixels
 PALETTE: tuple[Color, ...] = (
@@ -56,6 +58,21 @@ def ink_on(color: Color) -> Color:
     """Return black or white, whichever is easier to read on ``color``."""
     red, green, blue = color
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else WHITE
+
+
+def as_picture(image: ImageLike) -> Image.Image:
+    """Return a PIL image, or uint8 (height, width, 3) RGB pixels, as an RGB image."""
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))).convert("RGB")
+
+
+def fitted_picture(image: ImageLike, max_width: int, max_height: int) -> Image.Image:
+    """Return the image as RGB, fitted into the limits; only small ones are enlarged."""
+    picture = as_picture(image)
+    longest = max(picture.size)
+    enlarge = ENLARGED_SIDE / longest if longest < SMALL_SIDE else 1.0
+    scale = min(enlarge, max_width / picture.width, max_height / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
 
 
 @functools.lru_cache(maxsize=32)
