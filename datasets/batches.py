@@ -82,9 +82,10 @@ class PromptTargets:
         prompt_points: float32 (N, P, 2), where the prompt points at.
         prompt_labels: int64 (N, P): 1 a point, 2 and 3 the upper left and lower right corner of a box, -1 padding.
         boxes_xyxy: float32 (N, 4), the box a prompt is about; zeros: none.
-        word_boxes: float32 (N, T, 4), (x0, y0, x1, y1) of the place of each token; zeros: nowhere.
+        word_boxes: float32 (N, T, 4), (x0, y0, x1, y1) of the place of each token; zeros: nowhere; on the host, since
+            it is cut along with ``text``.
         learns: bool (N, 3): whether the row teaches its text, its place, its mask. A row that teaches nothing counts
-            only for a detector.
+            only for a detector. On the host, where rows are chosen.
         size: (height, width) of the valid pixels; what lies below and to the right of them is padding.
         masks: uint8 (N, H, ceil(W / 8)), eight pixels a byte, leftmost in the highest bit; None when no row has one.
         detects: ``boxes_xyxy`` are all objects of the image, so that a detector may learn from them.
@@ -139,9 +140,10 @@ class PromptTargets:
         return ((self.masks[..., None] >> shifts) & 1).flatten(-2)[..., :width].bool()
 
     def to(self, device: torch.device | str) -> PromptTargets:
-        """Move every tensor but ``text`` and ``context``."""
+        """Move every tensor but ``text``, ``context``, ``learns`` and ``word_boxes``."""
         moved = _mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
-        return dataclasses.replace(moved, text=self.text, context=self.context)
+        kept = {name: getattr(self, name) for name in ("text", "context", "learns", "word_boxes")}
+        return dataclasses.replace(moved, **kept)
 
     def pin_memory(self) -> PromptTargets:
         """Pin every tensor, so that copies to a GPU need not wait."""
@@ -176,7 +178,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move every tensor but the captions' tokens, without waiting for the copies."""
+        """Move every tensor but those of the targets that stay on the host, without waiting for the copies."""
         return dataclasses.replace(
             self,
             images=[image.to(device, non_blocking=True) for image in self.images],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..datasets.batches import RegionTargets, Targets
 from ..datasets.records import Category
 from ..utils import untrusted
 from ..utils.errors import UsageError, nearest
@@ -29,12 +30,14 @@ class System:
         model: cfg, categories, tokenizer -> the system itself.
         starts_fresh: beginnings of names that weights to start *training* from may lack.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
+        targets: what it learns from; a system of `PromptTargets` is prompted, its data sets are named with a task.
     """
 
     tokenizer: Callable[[Any], Any]
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
     starts_fresh: tuple[str, ...] = ()
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
+    targets: type[Targets] = RegionTargets
 
 
 SYSTEMS = {

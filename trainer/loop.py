@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..datasets.batches import Batch
+from ..datasets.batches import Batch, RegionTargets, Targets
 from ..utils.errors import NumericError
 from .checkpoint import TrainingState
 from .distributed import World, sum_over_ranks
@@ -64,6 +64,7 @@ class TrainingLoop:
         precision: "fp32", "bf16" or "fp16".
         clip_norm: largest global gradient norm, or None.
         accumulate: batches per optimiser step.
+        targets: what the model learns from.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class TrainingLoop:
         precision: str = "fp32",
         clip_norm: float | None = None,
         accumulate: int = 1,
+        targets: type[Targets] = RegionTargets,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.world = model, optimizer, schedule, world
-        self.seed, self.clip_norm, self.accumulate = seed, clip_norm, accumulate
+        self.seed, self.clip_norm, self.accumulate, self.targets = seed, clip_norm, accumulate, targets
         self.state = TrainingState()
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._forward = self._distributed(model)
@@ -162,7 +164,7 @@ class TrainingLoop:
 
     def _backward(self, batch: Batch, seed: int, counts: Mapping[str, float], parts: dict[str, Tensor]) -> None:
         share = float(len(batch) > 0)  # a rank without samples computes along and adds nothing
-        batch = batch if share else Batch.blank().to(self.world.device)
+        batch = batch if share else Batch.blank(kind=self.targets).to(self.world.device)
         with torch.autocast(self.world.device.type, self._dtype, enabled=self._dtype is not None):
             terms = self._forward(batch, seed)
         losses = {name: term.total * (share * term.weight / counts[term.counted]) for name, term in terms.items()}

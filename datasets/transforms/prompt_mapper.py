@@ -137,6 +137,7 @@ class PromptMapper:
 class PromptEvalMapper:
     """Evaluation mapper: the image fitted to the canvas, every prompt of one task in the record's order.
 
+    For ``detect`` there is one prompt, the whole image, whatever the record knows.
     ``Sample.output_size`` is the size of the original image, ``PromptTargets.size`` what of the canvas is valid; a box
     on the canvas times output size over valid size, per axis, is a box on the original (`Canvas.undo_boxes`).
 
@@ -166,10 +167,29 @@ class PromptEvalMapper:
 
     def __call__(self, record: Record, epoch: int = 0, index: int = 0) -> Sample:
         """Map one record; raises DataError as `PromptMapper`."""
+        if self.task == "detect":
+            return self.sample(record, [Prompt("detect", self.instructions["detect"][0], "", learns=(False,) * 3)])
+        return self.sample(record, prompts_of(record, self.task, instructions=self.instructions))
+
+    def sample(
+        self, record: Record, prompts: Sequence[Prompt], points: Mapping[int, tuple[float, float]] | None = None
+    ) -> Sample:
+        """Map a record with given prompts.
+
+        Args:
+            record: whose image it is.
+            prompts: of this mapper's task; those whose box lies outside the image are left out.
+            points: prompt -> the point (x, y), pixels of the original image, that takes the place of its box.
+
+        Raises:
+            DataError: as `PromptMapper`.
+        """
         canvas = fit_canvas(record.height, record.width, side=self.image_size, published=self.published)
-        prompts = visible_prompts(prompts_of(record, self.task, instructions=self.instructions), canvas)
-        masks = read_masks(record, [prompt for prompt in prompts if self.with_masks and prompt.learns[2]])
-        targets = self.writer(prompts, canvas, masks)
+        shown = visible_prompts(prompts, canvas)
+        rows = {id(prompt): row for row, prompt in enumerate(shown)}
+        pointed = {rows[id(prompts[k])]: point for k, point in (points or {}).items() if id(prompts[k]) in rows}
+        masks = read_masks(record, [prompt for prompt in shown if self.with_masks and prompt.learns[2]])
+        targets = self.writer(shown, canvas, masks, pointed)
         targets.task = self.task
         pixels = canvas.apply_image(read_checked_image(record))
         return Sample(pixels, record.image_id, (record.height, record.width), targets)
@@ -229,7 +249,7 @@ class PromptWriter:
             learns=torch.tensor(learns, dtype=torch.bool).reshape(-1, 3),
             size=canvas.size,
             masks=_packed(prompts, learns, canvas, masks),
-            detects=any(prompt.task == "detect" for prompt in prompts),
+            detects=any(prompt.task == "detect" and prompt.box_xyxy is not None for prompt in prompts),
             contexts=[prompt.context for prompt in prompts],
             texts=[prompt.text for prompt in prompts],
             region_ids=[-1 if prompt.region is None else prompt.region.id for prompt in prompts],

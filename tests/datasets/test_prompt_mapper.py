@@ -274,3 +274,27 @@ def test_draws_are_a_function_of_seed_epoch_and_index(words, scenes):
     assert seeds[0] == seeds[1]
     others = {mapper(scenes[1], *key).targets.seed for key in ((1, 4), (2, 4), (1, 5))}
     assert len(others) == 3
+
+
+def test_detection_is_asked_once_of_the_whole_image(words):
+    for record in (grid(), Record(1, 60, 60, np.zeros((60, 60, 3), np.uint8))):
+        targets = PromptEvalMapper("detect", words, image_size=40)(record).targets
+        assert targets.region_ids == [-1]
+        assert targets.contexts == ["an object of "]
+        assert targets.prompt_points[0].tolist() == [[0, 0], [40, 40]]
+        assert not targets.boxes_xyxy.any()
+        assert not targets.learns.any()
+        assert not targets.detects
+        assert targets.task == "detect"
+
+
+def test_prompts_made_by_hand(words):
+    record = Record("mine", 60, 30, np.zeros((60, 30, 3), np.uint8))
+    outside = Prompt("region", "an object of ", "", (40, 0, 50, 9), located=True)
+    shown = Prompt("region", "an object of ", "", (3, 6, 9, 12), located=True)
+    anywhere = Prompt("region", "an object of ", "")
+    mapper = PromptEvalMapper("region", words, image_size=120)
+    targets = mapper.sample(record, [outside, shown, anywhere], {2: (10.0, 20.0)}).targets
+    assert targets.prompt_points.tolist() == [[[6, 12], [18, 24]], [[20, 40], [0, 0]]]
+    assert targets.prompt_labels.tolist() == [[2, 3], [1, -1]]
+    assert targets.task == "region"

@@ -20,13 +20,14 @@ def test_masks_unpack_to_what_was_packed(width):
         targets.unpacked_masks(width)
 
 
-def test_tokens_stay_on_the_host():
+def test_what_is_cut_by_tokens_stays_on_the_host():
     targets = PromptTargets.blank(8)
     targets.masks = torch.zeros(0, 8, 1, dtype=torch.uint8)
     moved = Batch([], [targets], [], []).to("meta").targets[0]
-    assert moved.text is targets.text
-    assert moved.context is targets.context
-    devices = {name: getattr(moved, name).device.type for name in ("prompt_points", "boxes_xyxy", "learns", "masks")}
+    for name in ("text", "context", "learns", "word_boxes"):
+        assert getattr(moved, name) is getattr(targets, name)
+    names = ("prompt_points", "prompt_labels", "boxes_xyxy", "masks")
+    devices = {name: getattr(moved, name).device.type for name in names}
     assert set(devices.values()) == {"meta"}
     assert moved.size == (8, 8)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from locap.datasets.batches import Batch
+from locap.datasets.batches import Batch, PromptTargets, RegionTargets
 from locap.modeling.losses.terms import LossTerm
 from locap.trainer.distributed import World
 from locap.trainer.loop import TrainingLoop
@@ -84,6 +84,14 @@ def test_an_empty_batch_adds_nothing():
     others = make_loop(along, accumulate=2).step([batch_of(100), batch_of()])[0]
     assert torch.equal(alone.scale, along.scale)
     assert {name: float(value) for name, value in parts.items()} == {name: float(v) for name, v in others.items()}
+
+
+@pytest.mark.parametrize("kind", [RegionTargets, PromptTargets])
+def test_an_empty_batch_is_computed_with_the_systems_kind_of_targets(kind):
+    model, seen = Toy(), []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].targets))
+    make_loop(model, targets=kind).step([batch_of()])
+    assert [type(targets[0]) for targets in seen] == [kind]
 
 
 def test_gradients_are_clipped_to_one_norm_over_everything():
