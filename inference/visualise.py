@@ -22,6 +22,7 @@ from .caption_list import ListStyle, Panel, compose, list_entries
 from .drawing import (
     LETTERBOX,
     WHITE,
+    Color,
     ImageLike,
     Shapes,
     as_picture,
@@ -29,11 +30,12 @@ from .drawing import (
     fitted_picture,
     ink_on,
     paint_shapes,
+    printable,
     rasterise,
     region_color,
     region_masks,
 )
-from .narratives import draw_narrative
+from .narratives import draw_narrative, place_words
 
 STACK_GAP = 12
 PICTURE_SHARE = 0.625  # of the width, when the list stands at the right
@@ -193,25 +195,45 @@ def _pair(
     return pair
 
 
-def print_regions(record: Record, categories: Sequence[Category], console: Console) -> None:
-    """Print the regions as a table: number, category, score, box (x0 y0 x1 y1, pixels) and caption."""
+def print_record(record: Record, categories: Sequence[Category], console: Console, prompts: Sequence[str] = ()) -> None:
+    """Print the regions as a table (`print_regions`), and every narrative in the colours of its picture."""
+    if record.regions or not record.narratives:
+        print_regions(record, categories, console, prompts)
+    for narrative in record.narratives:
+        words = place_words(narrative, (1.0, 1.0), (record.width, record.height))
+        styled = ((f" {word.text} ", _on(word.color) if word.point else "") for word in words)
+        console.print(Text("narrative", "italic"))
+        console.print(Text.assemble(*styled))
+
+
+def print_regions(
+    record: Record, categories: Sequence[Category], console: Console, prompts: Sequence[str] = ()
+) -> None:
+    """Print the regions as a table: number, category, score, box (x0 y0 x1 y1, pixels) and caption.
+
+    With ``prompts``, one per region, these stand in place of the category.
+    """
     table = Table(title=f"{len(record.regions)} regions", title_justify="left")
     for name, justify in (
         ("#", "right"),
-        ("category", "left"),
+        ("prompt" if prompts else "category", "left"),
         ("score", "right"),
         ("box", "right"),
         ("caption", "left"),
     ):
         table.add_column(name, justify=justify, overflow="fold")
     for entry, box in zip(list_entries(record, categories), region_boxes(record), strict=True):
-        color = region_color(entry.index)
-        style = Style(color="rgb({},{},{})".format(*ink_on(color)), bgcolor="rgb({},{},{})".format(*color))
         corners = " ".join(f"{side:.0f}" for side in box) if box else ""
+        name = printable(prompts[entry.index]) if prompts else entry.name
+        caption = entry.caption if not prompts or record.regions[entry.index].captions else ""  # not the phrase again
         # Text, not str: a caption may hold square brackets, which are markup to rich
-        texts = (Text(part) for part in (entry.name, entry.score, corners, entry.caption))
-        table.add_row(Text(f" {entry.index + 1} ", style), *texts)
+        texts = (Text(part) for part in (name, entry.score, corners, caption))
+        table.add_row(Text(f" {entry.index + 1} ", _on(region_color(entry.index))), *texts)
     console.print(table)
+
+
+def _on(color: Color) -> Style:
+    return Style(color="rgb({},{},{})".format(*ink_on(color)), bgcolor="rgb({},{},{})".format(*color))
 
 
 def region_boxes(record: Record) -> list[tuple[float, float, float, float] | None]:
