@@ -26,6 +26,7 @@ ZOOM = 2  # paths are drawn larger and reduced, so that they are smooth
 MOST_WORDS, MOST_LABELS = 400, 24
 LABELLED = 4  # letters of the shortest word that stands in the image: most shorter ones are not about a thing
 NO_PLACE = {"there", "this", "that", "these", "those", "then", "with", "which", "where", "have", "been", "some", "also"}
+NEAR = 40  # pixels between places that count as one
 PUNCTUATION = ".,;:!?()[]{}\"'"
 
 
@@ -209,6 +210,8 @@ def place_labels(words: Sequence[PlacedWord], size: tuple[int, int], style: List
     order = [k for k, word in enumerate(words) if word.point and _is_labelled(_bare(word.text))]
     taken: dict[int, Corners] = {}
     for index in sorted(order, key=lambda k: -len(words[k].text)):
+        if any(_same(words[index], words[other]) for other in taken):
+            continue
         width = font.getlength(f"88 {_bare(words[index].text)}") + 8
         for corners in _label_places(words[index].point, width, style.text + 3):
             inside = min(corners[:2]) >= 0 and corners[2] < size[0] and corners[3] < size[1]
@@ -218,6 +221,11 @@ def place_labels(words: Sequence[PlacedWord], size: tuple[int, int], style: List
         if len(taken) == MOST_LABELS:
             break
     return taken
+
+
+def _same(one: PlacedWord, other: PlacedWord) -> bool:
+    near = abs(one.point[0] - other.point[0]) + abs(one.point[1] - other.point[1]) < NEAR
+    return near and _bare(one.text).lower() == _bare(other.text).lower()
 
 
 def _is_labelled(word: str) -> bool:

@@ -63,6 +63,12 @@ def test_words_without_a_thing_get_no_label():
     assert list(place_labels(words, (800, 600), ListStyle.for_width(1024))) == [2]
 
 
+def test_a_word_said_twice_at_one_place_stands_there_once():
+    told = answer(("grass", 100, 100), ("Grass,", 105, 100), ("is", 200, 300), ("grass", 700, 500))
+    words = place_words(told, (1.0, 1.0), (800, 600))
+    assert sorted(place_labels(words, (800, 600), ListStyle.for_width(1024))) in ([0, 3], [1, 3])
+
+
 @pytest.mark.parametrize("panel", ["right", "below", "none"])
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (2000, 4), (5, 1500)])
 def test_every_size_is_drawn(size: tuple[int, int], panel: str):
