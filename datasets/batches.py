@@ -136,8 +136,7 @@ class PromptTargets:
         """
         if self.masks is None:
             raise ValueError("no prompt of this image has a mask")
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.masks.device)
-        return ((self.masks[..., None] >> shifts) & 1).flatten(-2)[..., :width].bool()
+        return unpack_masks(self.masks, width)
 
     def to(self, device: torch.device | str) -> PromptTargets:
         """Move every tensor but ``text``, ``context``, ``learns`` and ``word_boxes``."""
@@ -189,6 +188,12 @@ class Batch:
         """Pin every tensor; the data loader calls this."""
         images = [image.pin_memory() for image in self.images]
         return dataclasses.replace(self, images=images, targets=[target.pin_memory() for target in self.targets])
+
+
+def unpack_masks(packed: Tensor, width: int) -> Tensor:
+    """Undo ``numpy.packbits`` along the rows: uint8 (R, H, ceil(width / 8)) -> bool (R, H, width)."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :width].bool()
 
 
 def _mapped(targets: Targets, function: Callable[[Tensor], Tensor]) -> Targets:

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from ..datasets.records import Category
 from ..utils.errors import UsageError
 from ..utils.tokenizers import CaptionTokenizer, TextTokenizer
-from .backbones.davit import DaViT
-from .backbones.focal import FocalNet
-from .backbones.sam_vit import SIZES, SamViT
-from .backbones.timm_backbone import TimmBackbone
+from .build_backbones import build_backbone
 from .heads.dense import DenseHead, SemanticHead, WordHead
 from .heads.panoptic import PanopticThresholds
 from .heads.segmentation import InferenceModes
+from .layers.frozen import freeze_by_name
 from .layers.images import ImageBatch
 from .losses.criterion import SegmentWeights, SetCriterion
 from .matching.hungarian import MatchingCosts
@@ -105,42 +103,6 @@ def original_pix2cap(
     model = cfg.MODEL
     weights = {"num_classes": model.ENCODER.NUM_CLASSES, "no_object_weight": model.DECODER.NO_OBJECT_WEIGHT}
     return to_original(tensors, like=like, **weights)
-
-
-def build_backbone(cfg: Any) -> nn.Module:
-    """Return the image encoder that MODEL.BACKBONE names."""
-    if cfg.NAME.startswith("timm:"):
-        return TimmBackbone(cfg.NAME.removeprefix("timm:"), pretrained=cfg.LOAD_PRETRAINED)
-    if cfg.NAME == "vit":
-        dim, depth, num_heads = SIZES[cfg.VIT.SIZE]
-        return SamViT(dim=dim, depth=depth, num_heads=num_heads)
-    if cfg.NAME == "davit":
-        return DaViT(
-            dims=cfg.DAVIT.DIM_EMBED,
-            depths=cfg.DAVIT.DEPTHS,
-            num_heads=cfg.DAVIT.NUM_HEADS,
-            window=cfg.DAVIT.WINDOW_SIZE,
-            down_kernel=cfg.DAVIT.PATCH_SIZE[-1],
-            drop_path=cfg.DAVIT.DROP_PATH_RATE,
-        )
-    focal = cfg.FOCAL
-    return FocalNet(
-        embed_dim=focal.EMBED_DIM,
-        depths=focal.DEPTHS,
-        num_levels=focal.FOCAL_LEVELS,
-        windows=focal.FOCAL_WINDOWS,
-        mlp_ratio=focal.MLP_RATIO,
-        dropout=focal.DROP_RATE,
-        drop_path=focal.DROP_PATH_RATE,
-        conv_embed=focal.USE_CONV_EMBED,
-        patch_norm=focal.PATCH_NORM,
-        scaling_modulator=focal.SCALING_MODULATOR,
-        post_norm=focal.USE_POSTLN,
-        modulation_post_norm=focal.USE_POSTLN_IN_MODULATION,
-        layer_scale=focal.USE_LAYERSCALE,
-        depthwise=cfg.NAME == "focal_dw",
-        checkpoint=focal.USE_CHECKPOINT,
-    )
 
 
 def _pixel_decoder(model: Any, channels: dict[str, int]) -> nn.Module:
@@ -270,9 +232,8 @@ def _freeze(system: Pix2Cap, cfg: Any) -> None:
     solver, decoder = cfg.SOLVER, cfg.MODEL.DECODER
     trained = FROZEX_TRAINED + (MASK_HEAD_TRAINED if cfg.MODEL.MASK_HEAD_ENABLED else ())
     for name, parameter in system.named_parameters():
-        fixed = any(part in name and flag for part, flag in solver.FIX_PARAM.items())
-        fixed = fixed and not any(part in name for part in solver.IGNORE_FIX)
-        parameter.requires_grad_(not fixed and (not decoder.FROZEX or name.startswith(trained)))
+        parameter.requires_grad_(not decoder.FROZEX or name.startswith(trained))
+    freeze_by_name(system, solver.FIX_PARAM, solver.IGNORE_FIX)
     if not system.criterion.weights.boxes:
         system.decoder.box_embed.requires_grad_(False)
     if not system.options.caption_weight:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..datasets.batches import RegionTargets, Targets
+from ..datasets.batches import PromptTargets, RegionTargets, Targets
 from ..datasets.records import Category
 from ..utils import untrusted
 from ..utils.errors import UsageError, nearest
 from ..utils.files import write_tensors
-from .build_pix2cap import STARTS_FRESH, build_pix2cap, build_tokenizer, original_pix2cap
+from . import build_pix2cap as pix2cap
+from . import build_pixelllm as pixelllm
 from .checkpoints.loader import find_weights, load_weights
 
 Tensors = Mapping[str, Tensor]
@@ -29,19 +30,27 @@ class System:
         tokenizer: cfg -> its caption tokenizer.
         model: cfg, categories, tokenizer -> the system itself.
         starts_fresh: beginnings of names that weights to start *training* from may lack.
+        targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
-        targets: what it learns from; a system of `PromptTargets` is prompted, its data sets are named with a task.
     """
 
     tokenizer: Callable[[Any], Any]
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
     starts_fresh: tuple[str, ...] = ()
-    exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
     targets: type[Targets] = RegionTargets
+    exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
 
 
 SYSTEMS = {
-    "pix2cap_model": System(build_tokenizer, build_pix2cap, STARTS_FRESH, {"original": original_pix2cap}),
+    "pix2cap_model": System(
+        pix2cap.build_tokenizer,
+        pix2cap.build_pix2cap,
+        pix2cap.STARTS_FRESH,
+        exports={"original": pix2cap.original_pix2cap},
+    ),
+    "pixelllm_model": System(
+        pixelllm.build_language_tokenizer, pixelllm.build_pixelllm, pixelllm.STARTS_FRESH, targets=PromptTargets
+    ),
 }
 
 

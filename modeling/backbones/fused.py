@@ -78,6 +78,11 @@ class CanvasEncoder(nn.Module):
             return canvas
         return tuple(max(round(side / self.patch), 1) * self.patch for side in canvas)
 
+    def map_size(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of the map of a canvas."""
+        stride = getattr(self.encoder, "stride", self.patch)
+        return tuple(side // stride for side in self.input_size(canvas))
+
 
 class FusedEncoder(nn.Module):
     """Encoders and the concatenation of their maps.
@@ -114,7 +119,13 @@ class FusedEncoder(nn.Module):
             Every encoder's map (B, C, h, w) under its name and their concatenation under ``"fused"``.
         """
         maps = {name: encoder(images, canvas=canvas) for name, encoder in self.encoders.items()}
-        sizes = [tuple(maps[name].shape[-2:]) for name in self.fuse]
-        size = max(sizes) if self.grid == "largest" else sizes[0]  # the largest by height, then by width
+        size = self.map_size(canvas, FUSED)
         maps[FUSED] = torch.cat([resize_map(maps[name], size) for name in self.fuse], 1)
         return maps
+
+    def map_size(self, canvas: tuple[int, int], name: str) -> tuple[int, int]:
+        """Return the height and width of a map of `forward`."""
+        if name != FUSED:
+            return self.encoders[name].map_size(canvas)
+        sizes = [self.encoders[part].map_size(canvas) for part in self.fuse]
+        return max(sizes) if self.grid == "largest" else sizes[0]  # the largest by height, then by width

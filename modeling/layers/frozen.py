@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 
 
@@ -16,3 +18,11 @@ def rest_frozen(module: nn.Module) -> None:
             part.eval()
         elif flags:
             rest_frozen(part)
+
+
+def freeze_by_name(module: nn.Module, fixed: Mapping[str, bool], spared: Sequence[str] = ()) -> None:
+    """Freeze parameters whose names hold a part that ``fixed`` says true of, unless they hold one of ``spared``."""
+    for name, parameter in module.named_parameters():
+        chosen = any(part in name and flag for part, flag in fixed.items())
+        if chosen and not any(part in name for part in spared):
+            parameter.requires_grad_(False)

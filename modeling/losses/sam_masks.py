@@ -73,12 +73,6 @@ def hard_iou(predicted: Tensor, masks: Tensor) -> Tensor:
     return shared / union.clamp(min=1)
 
 
-def unpack_masks(packed: Tensor, width: int) -> Tensor:
-    """Undo ``numpy.packbits`` along the rows: uint8 (R, H, ceil(W / 8)) -> bool (R, H, W)."""
-    bits = packed[..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device) & 1
-    return bits.flatten(-2)[..., :width].bool()
-
-
 def _inside(sizes: Tensor, height: int, width: int) -> Tensor:
     """(R, 2) -> bool (R, H, W), the pixels that are not padding."""
     rows, columns = (torch.arange(n, device=sizes.device) for n in (height, width))

@@ -22,3 +22,10 @@ class LossTerm(NamedTuple):
     total: Tensor
     counted: str
     weight: float
+
+
+def add_terms(losses: dict[str, LossTerm], more: dict[str, LossTerm]) -> None:
+    """Add sums of the same names to ``losses``, in place."""
+    for name, term in more.items():
+        before = losses.get(name)
+        losses[name] = term if before is None else term._replace(total=before.total + term.total)

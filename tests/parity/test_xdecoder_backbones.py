@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from locap.modeling.backbones import davit, sam_vit
-from locap.modeling.build_pix2cap import build_backbone
+from locap.modeling.build_backbones import build_backbone
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.utils.config import load_config
 from locap.utils.errors import UsageError

@@ -54,6 +54,16 @@ class RoiSamples:
         rows = torch.zeros(0, dtype=torch.int64, device=device)
         return cls(torch.zeros(0, 4, device=device), rows, rows.bool())
 
+    def stand_ins(self, objects: Tensor, boxes: Tensor) -> Tensor:
+        """Return for each of some objects, int64 (N,), the first region that is it, else its own box, (N, 4)."""
+        total = len(self.xyxy)
+        if not total:
+            return boxes
+        rows = torch.arange(max(total, len(boxes)), device=boxes.device)
+        same = self.positive & (self.objects == objects[:, None])  # N S
+        first = torch.where(same, rows[:total], total).amin(1)
+        return torch.cat((self.xyxy, boxes))[torch.where(first < total, first, total + rows[: len(boxes)])]
+
 
 class RoiHead(nn.Module):
     """RoIAlign, two linear layers, and two predictions.

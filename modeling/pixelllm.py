@@ -1,0 +1,240 @@
+"""PixelLLM (arXiv 2312.09237): a location for every word, text from any prompt, boxes and masks from any text.
+
+    image -> encoders -> map --+-> prompt features -> language model -> words
+                               |        ^                  |
+      box, point, whole image -+-> location prompts        +-> a place for every word -> box -> mask
+                               |        ^
+                               +-> detector (boxes as prompts)
+
+Shapes: B images, R texts, Q prompts, M visual tokens each, T text tokens, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..datasets.batches import Batch
+from ..datasets.records import Record
+from ..utils.tokenizers import LanguageTokenizer
+from .backbones.fused import FusedEncoder
+from .heads.answers import Answers, answer_records
+from .heads.detector.detector import Detector
+from .heads.detector.proposals import Boxes
+from .heads.sam_masks import MaskAdapter, SamMaskDecoder, SamMasks
+from .heads.word_locations import WordLocations, points_to_boxes
+from .layers.frozen import rest_frozen
+from .llm.adapter import LanguageModel, write_texts
+from .losses.prompt_criterion import PromptCriterion
+from .losses.terms import LossTerm, add_terms
+from .pixelllm_layouts import PIXELLLM_LAYOUTS
+from .region_encoders.location_prompts import LocationPrompts, box_prompt
+from .region_encoders.prompt_features import PromptFeatures
+from .region_encoders.prompt_rows import PromptRows, group_prompts
+from .text_decoders.generation import GeneratedText, Search
+
+Maps = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionOptions:
+    """What inference returns.
+
+    Attributes:
+        search: of texts.
+        given_words: place the words of the given narrative, piece by piece, as PixelLLM's evaluator reads them; else
+            those of the model's own.
+        caption_in_score: a detection's score is the root of its own times the likelihood of its caption.
+    """
+
+    search: Search
+    given_words: bool = False
+    caption_in_score: bool = False
+
+
+class PixelLLM(nn.Module):
+    """The system: parts in, losses and predictions out.
+
+    Args:
+        canvas: (height, width) that images are padded to, pixels.
+        encoder: the image encoders.
+        text_map, mask_map: which of its maps prompts and masks are read from.
+        location_prompts, prompt_features, language, places: the parts; what prompts read of a map is what the language
+            model sees.
+        detector, masks, mask_adapter: None: without.
+        tokenizer: of the language model.
+        criterion: the training objective.
+        prediction: see there.
+        frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
+        published_prompts: encode boxes as published, see `LocationPrompts.published`.
+
+    Attributes:
+        layouts: what weights of other code bases load into it.
+    """
+
+    layouts = PIXELLLM_LAYOUTS
+
+    def __init__(
+        self,
+        *,
+        canvas: tuple[int, int],
+        encoder: FusedEncoder,
+        text_map: str,
+        mask_map: str,
+        location_prompts: LocationPrompts,
+        prompt_features: PromptFeatures,
+        language: LanguageModel,
+        places: WordLocations,
+        detector: Detector | None,
+        masks: SamMaskDecoder | None,
+        mask_adapter: MaskAdapter | None,
+        tokenizer: LanguageTokenizer,
+        criterion: PromptCriterion,
+        prediction: PredictionOptions,
+        frozen_in_eval: bool = True,
+        published_prompts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.canvas, self.text_map, self.mask_map = canvas, text_map, mask_map
+        self.encoder, self.location_prompts, self.prompt_features = encoder, location_prompts, prompt_features
+        self.language, self.places, self.detector = language, places, detector
+        self.masks, self.mask_adapter = masks, mask_adapter
+        self.tokenizer, self.criterion, self.prediction = tokenizer, criterion, prediction
+        self.frozen_in_eval, self.published_prompts = frozen_in_eval, published_prompts
+
+    def train(self, mode: bool = True) -> PixelLLM:
+        """Switch modes; frozen parts rest."""
+        super().train(mode)
+        if mode and self.frozen_in_eval:
+            rest_frozen(self)
+        return self
+
+    def encode(self, images: Sequence[Tensor]) -> Maps:
+        """Encode images, uint8 (3, H_i, W_i) each; all that is asked of them later starts here."""
+        return self.encoder(images, canvas=self.canvas)
+
+    def look(self, maps: Maps, rows: PromptRows) -> Tensor:
+        """Read the images at their prompts: (R, M, visual width)."""
+        image, prompts = maps[self.text_map][rows.images], self.location_prompts
+        if self.published_prompts:
+            asked = prompts.published(rows.points.flatten(1), canvas=self.canvas)
+        else:
+            asked = prompts(rows.points, rows.labels, canvas=self.canvas)
+        grid = prompts.grid(*image.shape[-2:])
+        visual = self.prompt_features(image, grid, asked, prompts.no_mask.weight, counts=rows.prompt_counts)
+        return visual[rows.reads]
+
+    def read(self, visual: Tensor, rows: PromptRows) -> tuple[Tensor, Tensor]:
+        """Read texts, teacher-forced: states (R, T, D) and points of their tokens (R, T, 2, 2), pixels."""
+        states = self.language.states(visual, rows.context, rows.text)
+        return states, self.places(states, rows.sizes)
+
+    def segment(self, maps: Maps, rows: PromptRows, boxes: Tensor, visual: Tensor, states: Tensor) -> SamMasks:
+        """Turn boxes (R, 4), which pass no gradient, and what was read into masks."""
+        image, prompts = maps[self.mask_map][rows.images], self.location_prompts
+        corners = prompts(*box_prompt(boxes.detach()), canvas=self.canvas).tokens[:, :2]
+        return self.masks(
+            image,
+            prompts.grid(*image.shape[-2:]),
+            corners + self.mask_adapter(visual, states),
+            counts=rows.counts,
+            dense_prompt=prompts.no_mask.weight,
+        )
+
+    def forward(self, batch: Batch, step_seed: int = 0) -> dict[str, LossTerm]:
+        """Return the losses of a batch, tasks mixed as they come; the detector's from images whose boxes are complete.
+
+        Args:
+            batch: images and `PromptTargets`.
+            step_seed: not needed; what is random here depends on the images' own seeds.
+        """
+        maps = self.encode(batch.images)
+        losses, samples = {}, None
+        if self.detector is not None:
+            found = self.detector(maps[self.text_map], self.canvas)
+            losses, samples = self.criterion.detection(self.detector, found, batch.targets)
+        for rows in group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device):
+            rows = rows if samples is None else rows.standing_in(samples)
+            visual = self.look(maps, rows)
+            states, points = self.read(visual, rows)
+            add_terms(losses, self.criterion.texts(self.language, states, rows))
+            add_terms(losses, self.criterion.places(points, rows))
+            if self.masks is not None:
+                add_terms(losses, self._mask_losses(maps, rows, points, visual, states))
+        return losses
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Return what the losses of a batch are sums over, see `LossTerm`."""
+        counts = self.criterion.counts(batch.targets)
+        if self.detector is None:
+            return counts
+        levels = self.detector.levels(self.encoder.map_size(self.canvas, self.text_map), self.canvas)
+        return counts | self.criterion.detector_counts(levels, batch.targets)
+
+    def _mask_losses(
+        self, maps: Maps, rows: PromptRows, points: Tensor, visual: Tensor, states: Tensor
+    ) -> dict[str, LossTerm]:
+        """Only rows with a mask go through the mask decoder."""
+        learning = rows.learns[:, 2].nonzero()[:, 0]
+        at, rows = learning.to(points.device), rows.select(learning)
+        boxes = points_to_boxes(points[at], self.criterion.last_pieces(rows))
+        return self.criterion.masks(self.segment(maps, rows, boxes, visual[at], states[at]), rows, self.canvas)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Record]:
+        """Answer the prompts of each image by its task; see `answer_records` for where the answers stand."""
+        return self.answer(self.encode(batch.images), batch)
+
+    @torch.no_grad()
+    def answer(self, maps: Maps, batch: Batch) -> list[Record]:
+        """Answer prompts about images that are encoded already."""
+        records = [Record(i, *size) for i, size in zip(batch.image_ids, batch.output_sizes, strict=True)]
+        groups = group_prompts(
+            batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device, all_rows=True
+        )
+        ways = {"detect": self._describe_found, "refer": self._find}
+        for rows in groups:
+            answers = ways.get(rows.task, self._describe)(maps, rows)
+            for index, given in zip(rows.images, answers.split(), strict=True):
+                answer_records(records[index], batch.targets[index], given, canvas=self.canvas)
+        return records
+
+    def _describe(self, maps: Maps, rows: PromptRows) -> Answers:
+        visual = self.look(maps, rows)
+        points = None
+        if rows.task == "trace" and self.prediction.given_words:
+            _, points = self.read(visual, rows)
+            found = GeneratedText(rows.text, points.new_zeros(len(rows)))
+        else:
+            search = replace(self.prediction.search, keep_states=rows.task == "trace")
+            found = write_texts(self.language, visual, rows.context, search)
+        if found.states is not None:
+            points = self.places(found.states, rows.sizes)
+        return Answers.of_texts(found, rows.counts, self.tokenizer, points, by_piece=self.prediction.given_words)
+
+    def _describe_found(self, maps: Maps, rows: PromptRows) -> Answers:
+        """Detect, then describe all boxes of all images in one search."""
+        found = self.detect(maps, rows.images)
+        rows = rows.asking([boxes.xyxy for boxes in found])
+        answers = self._describe(maps, rows)
+        answers.boxes, answers.scores = rows.boxes_xyxy, torch.cat([boxes.scores for boxes in found])
+        if self.prediction.caption_in_score:
+            answers.scores = (answers.scores * torch.tensor(answers.text_scores).to(answers.scores).exp()).sqrt()
+        return answers
+
+    def detect(self, maps: Maps, images: Sequence[int]) -> list[Boxes]:
+        """Return the objects of these images of the batch, best first, pixels of the canvas."""
+        features = maps[self.text_map][list(images)]
+        return self.detector.detect(self.detector(features, self.canvas))
+
+    def _find(self, maps: Maps, rows: PromptRows) -> Answers:
+        visual = self.look(maps, rows)
+        states, points = self.read(visual, rows)
+        answers = Answers(rows.counts, boxes=points_to_boxes(points, self.criterion.last_pieces(rows)))
+        if self.masks is not None:
+            found = self.segment(maps, rows, answers.boxes, visual, states)
+            answers.masks, answers.scores = found.logits[:, 0], found.quality[:, 0]
+        return answers
