@@ -143,24 +143,27 @@ class Shapes:
         boxes: region index -> (x0, y0, x1, y1) of the regions that have a box and no mask.
         points: region index -> (x, y) points of the regions that have nothing else.
         hidden: region index -> (x, y) inside a mask that other masks cover entirely.
+        frames: region index -> (x0, y0, x1, y1) of the regions that answer a phrase by a mask and a box.
     """
 
     owner: np.ndarray
     boxes: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
     points: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     hidden: dict[int, tuple[int, int]] = field(default_factory=dict)
+    frames: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
 
     def moved(self, left: int, top: int, size: tuple[int, int]) -> Shapes:
         """Return the shapes on a larger ground of ``size``, ``left`` and ``top`` pixels from its corner."""
         height, width = self.owner.shape
         owner = np.zeros((size[1], size[0]), self.owner.dtype)
         owner[top : top + height, left : left + width] = self.owner
-        return Shapes(
-            owner,
-            {index: (x0 + left, y0 + top, x1 + left, y1 + top) for index, (x0, y0, x1, y1) in self.boxes.items()},
-            {index: [(x + left, y + top) for x, y in points] for index, points in self.points.items()},
-            {index: (x + left, y + top) for index, (x, y) in self.hidden.items()},
+        boxes, frames = (
+            {index: (x0 + left, y0 + top, x1 + left, y1 + top) for index, (x0, y0, x1, y1) in found.items()}
+            for found in (self.boxes, self.frames)
         )
+        points = {index: [(x + left, y + top) for x, y in points] for index, points in self.points.items()}
+        hidden = {index: (x + left, y + top) for index, (x, y) in self.hidden.items()}
+        return Shapes(owner, boxes, points, hidden, frames)
 
 
 def region_masks(record: Record) -> Iterator[np.ndarray | None]:
@@ -179,18 +182,25 @@ def rasterise(record: Record, size: tuple[int, int]) -> Shapes:
     shapes = Shapes(np.zeros((size[1], size[0]), np.int32))
     masks: dict[int, np.ndarray] = {}
     for index, (region, mask) in enumerate(zip(record.regions, region_masks(record), strict=True)):
-        if mask is not None and mask.any():
+        masked = mask is not None and mask.any()
+        if masked:
             masks[index] = resize_mask(mask, size)
-        elif region.box_xyxy is not None:
+        if region.box_xyxy is not None and (not masked or _is_phrase(region)):
             x0, y0, x1, y1 = region.box_xyxy
-            shapes.boxes[index] = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
-        elif points := _points_of(region):
+            boxes = shapes.frames if masked else shapes.boxes
+            boxes[index] = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
+        elif not masked and (points := _points_of(region)):
             shapes.points[index] = [(x * scale_x, y * scale_y) for x, y in points]
     for index in sorted(masks, key=lambda index: -int(masks[index].sum())):
         shapes.owner[masks[index]] = index + 1
     visible = set(np.unique(shapes.owner).tolist())
     shapes.hidden = {index: _middle(mask) for index, mask in masks.items() if index + 1 not in visible}
     return shapes
+
+
+def _is_phrase(region: Region) -> bool:
+    """Whether a region answers where something is: then its box says as much as its mask."""
+    return bool(region.expressions) and not region.captions
 
 
 def _points_of(region: Region) -> list[tuple[float, float]]:
@@ -250,7 +260,7 @@ def paint_shapes(picture: Image.Image, shapes: Shapes, distance: np.ndarray, lin
     pixels[(owner > 0) & (distance < line / 2)] = WHITE
     painted = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(painted)
-    for index, (x0, y0, x1, y1) in shapes.boxes.items():
+    for index, (x0, y0, x1, y1) in (*shapes.boxes.items(), *shapes.frames.items()):
         corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         draw.rectangle(corners, outline=WHITE, width=line + 3)
         inner = tuple(side + (1 if place < 2 else -1) for place, side in enumerate(corners))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf, read_write
 from torch import nn
 
 from ..datasets.batches import Batch
@@ -46,6 +48,7 @@ class PromptedPredictor:
             UsageError: RESUME_FROM is empty.
             CheckpointError: the weights are missing or don't fit.
         """
+        cfg = _with_own_words(cfg)
         categories = categories_of([entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST])
         tokenizer = find_system(cfg.MODEL.NAME).tokenizer(cfg)
         model = build_trained(cfg, categories, tokenizer, device)
@@ -115,6 +118,28 @@ def _in_order(asks: Sequence[Ask], regions: Sequence[Region]) -> list[Region]:
         if number not in found:
             raise UsageError("The box is too small to be seen.", where=f"--{ask.kind}", value=ask.value)
     return [ask.answer(number, found[number]) for number, ask in enumerate(asks, 1)]
+
+
+def _with_own_words(cfg: Any) -> Any:
+    """Return the configuration with MODEL.TRACE_WORDS "own": there is no given narrative to place."""
+    changed = copy.deepcopy(cfg)
+    if "TRACE_WORDS" in changed.MODEL:
+        with read_write(changed):
+            changed.MODEL.TRACE_WORDS = "own"
+    return changed
+
+
+def check_answerable(cfg: Any, asks: Sequence[Ask]) -> None:
+    """Raise UsageError when the configured system, which is prompted, cannot answer a question."""
+    boxes_only = OmegaConf.select(cfg, "MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS", default=False)
+    for ask in asks:
+        if boxes_only and ask.kind == "point":
+            raise UsageError(
+                "This system takes boxes and no points.",
+                where="--point",
+                value=ask.value,
+                allowed="--box X0 Y0 X1 Y1, since MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS is true",
+            )
 
 
 def prompt_mapper(cfg: Any, task: str, tokenizer: Tokenizer) -> PromptEvalMapper:

@@ -21,7 +21,7 @@ from ..utils import untrusted
 from ..utils.errors import UsageError
 from .asks import Ask, check_inside
 from .predictor import Predictor, record_of_image, write_prediction
-from .prompted import PromptedPredictor
+from .prompted import PromptedPredictor, check_answerable
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def predict_images(
     prompted = find_system(cfg.MODEL.NAME).targets is PromptTargets
     if asks and not prompted:
         _refuse(asks, cfg.MODEL.NAME)
+    check_answerable(cfg, asks)
     for image in images or ():
         untrusted.require_file(image, what="image")
         if asks:

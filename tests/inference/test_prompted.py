@@ -26,9 +26,12 @@ from locap.inference import single_image
 from locap.inference.asks import Ask, make_asks
 from locap.inference.predictor import write_prediction
 from locap.inference.prompted import TASKS, PromptedPredictor, prompt_mapper
+from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.modeling.schemas.prompts import Prompts
-from locap.modeling.systems import SYSTEMS
+from locap.modeling.systems import SYSTEMS, find_system
+from locap.utils.config import load_config, save_config
 from locap.utils.errors import UsageError
+from locap.utils.files import write_tensors
 from locap.utils.tokenizers import CaptionTokenizer
 
 ROOT = Path(entry.__file__).resolve().parent
@@ -236,6 +239,45 @@ def test_a_system_without_prompts_says_so(capsys, tmp_path: Path):
     told = capsys.readouterr().err
     assert "takes no prompts" in told
     assert "leave out --text" in told
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    """A run folder of a tiny PixelLLM with every part, as it was drawn."""
+    tiny = "MODEL.MASKS true MODEL.DETECTOR.ENABLED true MODEL.DETECTOR.MIN_SCORE 0 MODEL.DETECTOR.DETECTIONS 3"
+    words = [*tiny.split(), "MODEL.TRACE_WORDS", "given"]
+    cfg = load_config([ROOT / "configs" / "pixelllm" / "pixelllm_shapes.yaml"], words, model_schemas=MODEL_SCHEMAS)
+    system = find_system(cfg.MODEL.NAME)
+    torch.manual_seed(0)
+    model = system.model(cfg, (), system.tokenizer(cfg))
+    folder = tmp_path_factory.mktemp("untrained")
+    save_config(cfg, folder / "config.yaml")
+    write_tensors(
+        folder / "model.safetensors", {name: value.contiguous() for name, value in model.state_dict().items()}
+    )
+    return folder
+
+
+def test_a_real_system_is_asked(untrained: Path, tmp_path: Path, capsys):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    line = ["predict", "--model", str(untrained), "--image", str(tmp_path / "a.png"), "--output", str(tmp_path)]
+    asked = ["--text", "the red circle", "--box", "10", "5", "50.5", "60", "--point", "79.5", "0"]
+    assert entry.main([*line, *asked]) == 0, capsys.readouterr().err
+    [record], _, _ = read_records(tmp_path / "a.json")
+    assert [len(region.captions) for region in record.regions] == [0, 1, 1]
+    assert record.regions[0].mask["size"] == [60, 80]
+    assert [region.box_xyxy for region in record.regions[1:]] == [(10, 5, 50.5, 60), None]
+    assert entry.main(line) == 0, capsys.readouterr().err
+    [record], _, _ = read_records(tmp_path / "a.json")
+    assert len(record.regions) == 3
+    assert record.narratives[0].caption
+    assert len(record.narratives[0].words) == len(record.narratives[0].traces) > 0
+
+
+def test_a_system_that_reads_boxes_only_says_so(untrained: Path, capsys):
+    key = "MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS"
+    assert entry.main(["predict", "--model", str(untrained), "--point", "1", "1", "--overrides", key, "true"]) == 2
+    assert "takes boxes and no points" in capsys.readouterr().err
 
 
 def test_wrong_prompts_are_told_before_torch_is_loaded():
