@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
-    predict = commands.add_parser("predict", help="segment and describe images")
+    predict = commands.add_parser("predict", help="describe images: everything, or what is asked about")
     predict.set_defaults(command=run_predict)
     add_predict_arguments(predict)
     export = commands.add_parser("export", help="write weights in the layout of the original code")
@@ -104,11 +104,33 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
 
 
+class AppendAsk(argparse.Action):
+    """Collects (kind, value) of --box, --point and --text in the order of the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Append one."""
+        kind = self.option_strings[0].removeprefix("--")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (kind, values)])
+
+
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of prediction."""
     parser.add_argument("--image", nargs="+", metavar="FILE", help="photographs; default: the first test image")
     parser.add_argument("--model", metavar="FOLDER", help="a run folder: its config.yaml and newest weights")
     parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and JSON go")
+    prompts = parser.add_argument_group(
+        "prompts",
+        "for systems that take them; repeatable, in pixels of the original image from its upper left corner. Without "
+        "any, such a system narrates the image and, if it can, finds and describes what it shows.",
+    )
+    for option, count, parse, names, text in (
+        ("--box", 4, float, ("X0", "Y0", "X1", "Y1"), "describe what is in this box"),
+        ("--point", 2, float, ("X", "Y"), "describe what is at this point"),
+        ("--text", None, str, "PHRASE", "find what this phrase refers to"),
+    ):
+        prompts.add_argument(
+            option, nargs=count, type=parse, metavar=names, action=AppendAsk, dest="asks", default=[], help=text
+        )
     parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
 
 
@@ -165,11 +187,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def run_predict(arguments: argparse.Namespace) -> None:
     """Write a picture and a JSON per image."""
     cfg = read_config(arguments)
+    from locap.inference.asks import make_asks
+
+    asks = make_asks(arguments.asks)  # told before torch is loaded
     from locap.inference.single_image import predict_images
     from locap.trainer.distributed import pick_device
 
     device = pick_device(device_of(cfg))
-    predict_images(cfg, arguments.image, Path(arguments.output), device=device, name=arguments.name)
+    predict_images(cfg, arguments.image, Path(arguments.output), asks=asks, device=device, name=arguments.name)
 
 
 def run_export(arguments: argparse.Namespace) -> None:

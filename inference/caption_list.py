@@ -96,11 +96,9 @@ def compose(
     picture: Image.Image, entries: list[Entry], panel: Panel, title: str | None, style: ListStyle, max_width: int
 ) -> Image.Image:
     """Set title, picture and list on one canvas."""
-    beside = int(np.clip(max_width - picture.width, style.column, 1.6 * style.column)) if panel == "right" else 0
-    width = min(max_width, max(picture.width + beside, round(1.6 * style.column)))
-    bold = load_font(style.text + 1, bold=True)
-    heading = wrap_text(title, bold, width - 2 * style.margin, max_lines=2) if title else []
-    top = len(heading) * style.line + (style.margin if heading else 0)
+    _, width = beside_width(picture, panel, style, max_width)
+    heading = heading_picture(title, width, style)
+    top = heading.height
     columns, bottom = [], top + picture.height
     if panel == "right":
         own, entries = _split_beside(entries, picture.height, width - picture.width, style)
@@ -109,12 +107,27 @@ def compose(
     if entries or panel == "below":
         columns += _columns_below(entries, bottom, width, style)
     canvas = Image.new("RGB", (width, max([bottom, *(column.bottom(style) for column in columns)])), WHITE)
-    for row, line in enumerate(heading):
-        ImageDraw.Draw(canvas).text((style.margin, style.margin // 2 + row * style.line), line, font=bold, fill=INK)
+    canvas.paste(heading, (0, 0))
     canvas.paste(picture, (0 if panel == "right" else (width - picture.width) // 2, top))
     for column in columns:
         _paint_column(canvas, column, style)
     return canvas
+
+
+def beside_width(picture: Image.Image, panel: Panel, style: ListStyle, max_width: int) -> tuple[int, int]:
+    """Return the width of what stands at the right of a picture (0: nothing does), and of both."""
+    beside = int(np.clip(max_width - picture.width, style.column, 1.6 * style.column)) if panel == "right" else 0
+    return beside, min(max_width, max(picture.width + beside, round(1.6 * style.column)))
+
+
+def heading_picture(title: str | None, width: int, style: ListStyle) -> Image.Image:
+    """Return the title on white, at most two lines; no row of pixels without one."""
+    bold = load_font(style.text + 1, bold=True)
+    lines = wrap_text(title, bold, width - 2 * style.margin, max_lines=2) if title else []
+    picture = Image.new("RGB", (width, len(lines) * style.line + (style.margin if lines else 0)), WHITE)
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((style.margin, style.margin // 2 + row * style.line), line, font=bold, fill=INK)
+    return picture
 
 
 def _split_beside(entries: list[Entry], height: int, width: int, style: ListStyle) -> tuple[list[Entry], list[Entry]]:

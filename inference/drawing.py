@@ -19,7 +19,9 @@ from scipy import ndimage
 
 from ..datasets.records import Record, Region, box_of_mask, decode_mask
 
+ImageLike = Image.Image | np.ndarray
 Color = tuple[int, int, int]
+SMALL_SIDE, ENLARGED_SIDE = 512, 640  # a picture with a shorter long side than the first is drawn at the second
 WHITE, INK, MUTED, LETTERBOX = (255, 255, 255), (28, 30, 36), (112, 117, 128), (236, 237, 240)
 TINT = 0.35  # share of the region's colour in its pixels
 PALETTE: tuple[Color, ...] = (
@@ -56,6 +58,21 @@ def ink_on(color: Color) -> Color:
     """Return black or white, whichever is easier to read on ``color``."""
     red, green, blue = color
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else WHITE
+
+
+def as_picture(image: ImageLike) -> Image.Image:
+    """Return a PIL image, or uint8 (height, width, 3) RGB pixels, as an RGB image."""
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))).convert("RGB")
+
+
+def fitted_picture(image: ImageLike, max_width: int, max_height: int) -> Image.Image:
+    """Return the image as RGB, fitted into the limits; only small ones are enlarged."""
+    picture = as_picture(image)
+    longest = max(picture.size)
+    enlarge = ENLARGED_SIDE / longest if longest < SMALL_SIDE else 1.0
+    scale = min(enlarge, max_width / picture.width, max_height / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
 
 
 @functools.lru_cache(maxsize=32)
@@ -126,24 +143,27 @@ class Shapes:
         boxes: region index -> (x0, y0, x1, y1) of the regions that have a box and no mask.
         points: region index -> (x, y) points of the regions that have nothing else.
         hidden: region index -> (x, y) inside a mask that other masks cover entirely.
+        frames: region index -> (x0, y0, x1, y1) of the regions that answer a phrase by a mask and a box.
     """
 
     owner: np.ndarray
     boxes: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
     points: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     hidden: dict[int, tuple[int, int]] = field(default_factory=dict)
+    frames: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
 
     def moved(self, left: int, top: int, size: tuple[int, int]) -> Shapes:
         """Return the shapes on a larger ground of ``size``, ``left`` and ``top`` pixels from its corner."""
         height, width = self.owner.shape
         owner = np.zeros((size[1], size[0]), self.owner.dtype)
         owner[top : top + height, left : left + width] = self.owner
-        return Shapes(
-            owner,
-            {index: (x0 + left, y0 + top, x1 + left, y1 + top) for index, (x0, y0, x1, y1) in self.boxes.items()},
-            {index: [(x + left, y + top) for x, y in points] for index, points in self.points.items()},
-            {index: (x + left, y + top) for index, (x, y) in self.hidden.items()},
+        boxes, frames = (
+            {index: (x0 + left, y0 + top, x1 + left, y1 + top) for index, (x0, y0, x1, y1) in found.items()}
+            for found in (self.boxes, self.frames)
         )
+        points = {index: [(x + left, y + top) for x, y in points] for index, points in self.points.items()}
+        hidden = {index: (x + left, y + top) for index, (x, y) in self.hidden.items()}
+        return Shapes(owner, boxes, points, hidden, frames)
 
 
 def region_masks(record: Record) -> Iterator[np.ndarray | None]:
@@ -162,18 +182,25 @@ def rasterise(record: Record, size: tuple[int, int]) -> Shapes:
     shapes = Shapes(np.zeros((size[1], size[0]), np.int32))
     masks: dict[int, np.ndarray] = {}
     for index, (region, mask) in enumerate(zip(record.regions, region_masks(record), strict=True)):
-        if mask is not None and mask.any():
+        masked = mask is not None and mask.any()
+        if masked:
             masks[index] = resize_mask(mask, size)
-        elif region.box_xyxy is not None:
+        if region.box_xyxy is not None and (not masked or _is_phrase(region)):
             x0, y0, x1, y1 = region.box_xyxy
-            shapes.boxes[index] = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
-        elif points := _points_of(region):
+            boxes = shapes.frames if masked else shapes.boxes
+            boxes[index] = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
+        elif not masked and (points := _points_of(region)):
             shapes.points[index] = [(x * scale_x, y * scale_y) for x, y in points]
     for index in sorted(masks, key=lambda index: -int(masks[index].sum())):
         shapes.owner[masks[index]] = index + 1
     visible = set(np.unique(shapes.owner).tolist())
     shapes.hidden = {index: _middle(mask) for index, mask in masks.items() if index + 1 not in visible}
     return shapes
+
+
+def _is_phrase(region: Region) -> bool:
+    """Whether a region answers where something is: then its box says as much as its mask."""
+    return bool(region.expressions) and not region.captions
 
 
 def _points_of(region: Region) -> list[tuple[float, float]]:
@@ -233,7 +260,7 @@ def paint_shapes(picture: Image.Image, shapes: Shapes, distance: np.ndarray, lin
     pixels[(owner > 0) & (distance < line / 2)] = WHITE
     painted = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(painted)
-    for index, (x0, y0, x1, y1) in shapes.boxes.items():
+    for index, (x0, y0, x1, y1) in (*shapes.boxes.items(), *shapes.frames.items()):
         corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         draw.rectangle(corners, outline=WHITE, width=line + 3)
         inner = tuple(side + (1 if place < 2 else -1) for place, side in enumerate(corners))

@@ -20,7 +20,7 @@ from ..datasets.transforms.mapper import EvalMapper
 from ..modeling.systems import build_trained
 from ..utils import untrusted
 from ..utils.files import atomic_path
-from .visualise import draw_record, print_regions
+from .visualise import draw_record, print_record
 
 
 class Predictor:
@@ -73,11 +73,18 @@ def record_of_image(image: str | Path | np.ndarray) -> Record:
 
 
 def write_prediction(
-    folder: Path, name: str, image: np.ndarray, prediction: Record, categories: Sequence[Category], console: Console
+    folder: Path,
+    name: str,
+    image: np.ndarray,
+    prediction: Record,
+    categories: Sequence[Category],
+    console: Console,
+    prompts: Sequence[str] = (),
 ) -> list[Path]:
-    """Write ``<name>.json`` (a record file) and ``<name>.png`` (the picture) and print the regions as a table.
+    """Write ``<name>.json`` (a record file) and ``<name>.png`` (the picture), print a table of regions and narratives.
 
     The file holds every mode's results; picture and table show the segments, or the instances when there are no others.
+    ``prompts`` are what the regions answer, if anything.
     """
     prediction.image = None
     paths = [write_records(folder / f"{name}.json", [prediction], categories)]
@@ -86,5 +93,5 @@ def write_prediction(
     picture = draw_record(image, prediction, categories)
     with atomic_path(folder / f"{name}.png") as temporary:
         picture.save(temporary)
-    print_regions(prediction, categories, console)
+    print_record(prediction, categories, console, prompts)
     return [*paths, folder / f"{name}.png"]

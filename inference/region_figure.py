@@ -13,8 +13,8 @@ from PIL import Image
 
 from ..datasets.records import Category, Record
 from .caption_list import list_entries
-from .drawing import Shapes, ink_on, printable, region_color
-from .visualise import ImageLike, paint_regions
+from .drawing import ImageLike, Shapes, ink_on, printable, region_color
+from .visualise import paint_regions
 
 OUTLINE_SIDE = 320  # outlines are traced on masks of this longer side
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from ..datasets.records import Category, Record
 from ..utils.files import write_text
 from .charts import RunLog, is_finite, loss_charts, metric_charts, read_log
-from .drawing import printable
+from .drawing import ImageLike, printable
 from .region_figure import SCRIPT, STYLE, region_figure
-from .visualise import ImageLike
 
 Pair = tuple[ImageLike | None, Record, Record]  # image (None: the truth's own), truth, prediction
 KEY_METRICS = 8  # charts shown at once where no goals say which matter; the others unfold

@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from ..datasets.batches import PromptTargets
 from ..datasets.readers import SHAPES_SPLITS, open_dataset
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
+from ..modeling.systems import SYSTEMS, find_system
 from ..utils import untrusted
 from ..utils.errors import UsageError
+from .asks import Ask, check_inside
 from .predictor import Predictor, record_of_image, write_prediction
+from .prompted import PromptedPredictor, check_answerable
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +31,7 @@ def predict_images(
     images: Sequence[str] | None,
     output: Path,
     *,
+    asks: Sequence[Ask] = (),
     device: torch.device | str = "cpu",
     name: str | None = None,
 ) -> list[Path]:
@@ -35,6 +41,7 @@ def predict_images(
         cfg: the resolved configuration; RESUME_FROM names the weights.
         images: files; None takes the first image of DATASETS.TEST.
         output: the folder.
+        asks: questions about every image, for systems that are prompted.
         device: where to compute.
         name: of the files written; by default each image's own. Where names meet, a number follows.
 
@@ -43,20 +50,41 @@ def predict_images(
 
     Raises:
         DataError: an image is missing, before anything is computed, or unreadable.
+        UsageError: the system takes no prompts, or one lies outside an image; before anything is computed.
     """
+    prompted = find_system(cfg.MODEL.NAME).targets is PromptTargets
+    if asks and not prompted:
+        _refuse(asks, cfg.MODEL.NAME)
+    check_answerable(cfg, asks)
     for image in images or ():
         untrusted.require_file(image, what="image")
+        if asks:
+            check_inside(asks, *untrusted.read_image_size(image), Path(image).name)
     records = map(record_of_image, images) if images else [first_test_image(cfg)]
-    predictor = Predictor.from_config(cfg, device)
+    predictor = (PromptedPredictor if prompted else Predictor).from_config(cfg, device)
+    predict = partial(predictor.predict, asks=asks) if prompted else predictor.predict
+    prompts = [str(ask) for ask in asks]
     console = Console()
     written: list[Path] = []
     taken: set[str] = set()
     for record in records:
         stem = _unused(name or Path(str(record.image_id)).stem, taken)
-        prediction = predictor.predict(record)
-        written += write_prediction(output, stem, record.read_image(), prediction, predictor.categories, console)
+        pixels, prediction = record.read_image(), predict(record)
+        written += write_prediction(output, stem, pixels, prediction, predictor.categories, console, prompts)
         _log.info("written: %s", ", ".join(str(path) for path in written[-2:]))
     return written
+
+
+def _refuse(asks: Sequence[Ask], name: str) -> None:
+    takers = [name for name, system in SYSTEMS.items() if system.targets is PromptTargets]
+    given = ", ".join(dict.fromkeys(f"--{ask.kind}" for ask in asks))
+    raise UsageError(
+        "This system takes no prompts: it describes everything that it finds.",
+        where=given,
+        value=name,
+        allowed=f"MODEL.NAME {' or '.join(takers)}" if takers else None,
+        fix=f"leave out {given}",
+    )
 
 
 def _unused(stem: str, taken: set[str]) -> str:
@@ -71,7 +99,7 @@ def first_test_image(cfg: Any) -> Record:
     """Return the first record of DATASETS.TEST."""
     if not cfg.DATASETS.TEST:
         raise UsageError("There is no image.", fix="give --image FILE, or name a data set in DATASETS.TEST")
-    name = cfg.DATASETS.TEST[0]
+    name = cfg.DATASETS.TEST[0].rpartition(":")[2]  # a task may stand before it
     if name in SHAPES_SPLITS:
         return Shapes(1, seed=cfg.SHAPES.SEED, split=SHAPES_SPLITS[name], image_size=cfg.SHAPES.IMAGE_SIZE)[0]
     return open_dataset(name, cfg.DATASETS.ROOT or None)[0]

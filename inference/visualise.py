@@ -7,6 +7,7 @@ list, the table and the report.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -21,17 +22,22 @@ from .caption_list import ListStyle, Panel, compose, list_entries
 from .drawing import (
     LETTERBOX,
     WHITE,
+    Color,
+    ImageLike,
     Shapes,
+    as_picture,
     distance_to_edge,
+    fitted_picture,
     ink_on,
     paint_shapes,
+    printable,
     rasterise,
     region_color,
     region_masks,
 )
+from .narratives import draw_narrative, place_words
 
-ImageLike = Image.Image | np.ndarray
-SMALL_SIDE, ENLARGED_SIDE = 512, 640  # a picture with a shorter long side than the first is drawn at the second
+STACK_GAP = 12
 PICTURE_SHARE = 0.625  # of the width, when the list stands at the right
 WIDEST_BESIDE = 2.4  # width / height from which a list at the right would leave too little for the picture
 
@@ -45,14 +51,15 @@ def draw_record(
     title: str | None = None,
     max_width: int = 1024,
 ) -> Image.Image:
-    """Draw the regions over the image, and a numbered list of categories, scores and captions.
+    """Draw the regions over the image, and a numbered list of categories, scores and captions; then each narrative.
 
-    Regions with a mask are tinted and outlined, regions with only a box get its frame, with only points dots. Small
+    Regions with a mask are tinted and outlined, regions with only a box get its frame, with only points dots. Every
+    narrative has a picture of its own below (`draw_narrative`); where there are no regions, it alone is drawn. Small
     images are enlarged.
 
     Args:
         image: PIL image or uint8 (height, width, 3) RGB; None reads the record's own.
-        record: truth or prediction; its height and width are the frame of masks and boxes.
+        record: truth or prediction; its height and width are the frame of masks, boxes and paths.
         categories: names for the regions' ``category_id``.
         panel: where the list stands. ``right`` becomes ``below`` for very wide images; a long list flows on below.
         title: one line above.
@@ -61,10 +68,38 @@ def draw_record(
     Returns:
         An RGB image, at most ``max_width`` wide.
     """
-    image = _as_picture(record.read_image() if image is None else image)
+    image = as_picture(record.read_image() if image is None else image)
     if panel == "right" and image.width > WIDEST_BESIDE * image.height:
         panel = "below"
-    picture, _ = paint_regions(image, record, round(max_width * (PICTURE_SHARE if panel == "right" else 1)), max_width)
+    picture_width = round(max_width * (PICTURE_SHARE if panel == "right" else 1))
+    parts = []
+    if record.regions or not record.narratives:
+        parts.append(_draw_regions(image, record, categories, panel, title, max_width, picture_width))
+    for narrative in record.narratives:
+        parts.append(
+            draw_narrative(
+                image,
+                narrative,
+                (record.height, record.width),
+                panel=panel,
+                title=None if parts else title,
+                max_width=max_width,
+                picture_width=picture_width,
+            )
+        )
+    return _stacked(parts)
+
+
+def _draw_regions(
+    image: Image.Image,
+    record: Record,
+    categories: Sequence[Category],
+    panel: Panel,
+    title: str | None,
+    max_width: int,
+    picture_width: int,
+) -> Image.Image:
+    picture, _ = paint_regions(image, record, picture_width, max_width)
     if panel == "none" and title is None:
         return picture
     style = ListStyle.for_width(max_width)
@@ -72,16 +107,15 @@ def draw_record(
     return compose(picture, entries, panel, title, style, max_width)
 
 
-def _as_picture(image: ImageLike) -> Image.Image:
-    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))).convert("RGB")
-
-
-def _drawing_size(size: tuple[int, int], max_width: int, max_height: int) -> tuple[int, int]:
-    """Fit ``size`` into the limits; enlarge small pictures only."""
-    longest = max(size)
-    enlarge = ENLARGED_SIDE / longest if longest < SMALL_SIDE else 1.0
-    scale = min(enlarge, max_width / size[0], max_height / size[1])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    """Set pictures under each other, with a gap."""
+    height = sum(part.height + STACK_GAP for part in parts) - STACK_GAP
+    stack = Image.new("RGB", (max(part.width for part in parts), height), WHITE)
+    top = 0
+    for part in parts:
+        stack.paste(part, (0, top))
+        top += part.height + STACK_GAP
+    return stack
 
 
 def paint_regions(image: ImageLike, record: Record, max_width: int, max_height: int) -> tuple[Image.Image, Shapes]:
@@ -92,9 +126,7 @@ def paint_regions(image: ImageLike, record: Record, max_width: int, max_height: 
     Returns:
         The picture, and the shapes in its pixels.
     """
-    picture = _as_picture(image)
-    size = _drawing_size(picture.size, max_width, max_height)
-    picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
+    picture = fitted_picture(image, max_width, max_height)
     longest = max(picture.size)
     radius = int(np.clip(round((picture.width * picture.height) ** 0.5 / 50), 8, 18))
     shapes = rasterise(record, picture.size)
@@ -121,6 +153,8 @@ def comparison_grid(
     pair_width: int = 1024,
 ) -> Image.Image:
     """Draw pairs of pictures, the truth at the left and the prediction at the right, captions beneath each.
+
+    Narratives are drawn where both sides have some.
 
     Args:
         items: (image or None, truth, prediction) each.
@@ -149,6 +183,8 @@ def _pair(
 ) -> Image.Image:
     image = truth.read_image() if image is None else image
     half = (width - 8) // 2
+    if not (truth.narratives and prediction.narratives):
+        truth, prediction = (replace(record, narratives=()) for record in (truth, prediction))
     sides = [
         draw_record(image, record, categories, panel="below", title=f"{label} · {truth.image_id}", max_width=half)
         for label, record in (("truth", truth), ("prediction", prediction))
@@ -159,25 +195,45 @@ def _pair(
     return pair
 
 
-def print_regions(record: Record, categories: Sequence[Category], console: Console) -> None:
-    """Print the regions as a table: number, category, score, box (x0 y0 x1 y1, pixels) and caption."""
+def print_record(record: Record, categories: Sequence[Category], console: Console, prompts: Sequence[str] = ()) -> None:
+    """Print the regions as a table (`print_regions`), and every narrative in the colours of its picture."""
+    if record.regions or not record.narratives:
+        print_regions(record, categories, console, prompts)
+    for narrative in record.narratives:
+        words = place_words(narrative, (1.0, 1.0), (record.width, record.height))
+        styled = ((f" {word.text} ", _on(word.color) if word.point else "") for word in words)
+        console.print(Text("narrative", "italic"))
+        console.print(Text.assemble(*styled))
+
+
+def print_regions(
+    record: Record, categories: Sequence[Category], console: Console, prompts: Sequence[str] = ()
+) -> None:
+    """Print the regions as a table: number, category, score, box (x0 y0 x1 y1, pixels) and caption.
+
+    With ``prompts``, one per region, these stand in place of the category.
+    """
     table = Table(title=f"{len(record.regions)} regions", title_justify="left")
     for name, justify in (
         ("#", "right"),
-        ("category", "left"),
+        ("prompt" if prompts else "category", "left"),
         ("score", "right"),
         ("box", "right"),
         ("caption", "left"),
     ):
         table.add_column(name, justify=justify, overflow="fold")
     for entry, box in zip(list_entries(record, categories), region_boxes(record), strict=True):
-        color = region_color(entry.index)
-        style = Style(color="rgb({},{},{})".format(*ink_on(color)), bgcolor="rgb({},{},{})".format(*color))
         corners = " ".join(f"{side:.0f}" for side in box) if box else ""
+        name = printable(prompts[entry.index]) if prompts else entry.name
+        caption = entry.caption if not prompts or record.regions[entry.index].captions else ""  # not the phrase again
         # Text, not str: a caption may hold square brackets, which are markup to rich
-        texts = (Text(part) for part in (entry.name, entry.score, corners, entry.caption))
-        table.add_row(Text(f" {entry.index + 1} ", style), *texts)
+        texts = (Text(part) for part in (name, entry.score, corners, caption))
+        table.add_row(Text(f" {entry.index + 1} ", _on(region_color(entry.index))), *texts)
     console.print(table)
+
+
+def _on(color: Color) -> Style:
+    return Style(color="rgb({},{},{})".format(*ink_on(color)), bgcolor="rgb({},{},{})".format(*color))
 
 
 def region_boxes(record: Record) -> list[tuple[float, float, float, float] | None]:

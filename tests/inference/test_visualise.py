@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,17 @@ def test_small_mask_survives_any_resizing():
     for size in ((600, 400), (60, 40), (1200, 800), (1800, 1200), (1, 1)):
         assert resize_mask(speck, size).any()
         assert resize_mask(speck, size).shape == size[::-1]
+
+
+def test_a_phrase_shows_its_box_beside_its_mask():
+    mask = encode_mask(disc(600, 600, 300, 300, 40))
+    region = Region(1, mask=mask, box_xyxy=(100.0, 150.0, 500.0, 450.0), expressions=("the disc",))
+    image = np.full((600, 600, 3), 100, np.uint8)
+    for captions in ((), ("a disc",)):
+        record = Record(1, 600, 600, regions=[replace(region, captions=captions)])
+        pixels = np.asarray(draw_record(image, record, [], panel="none"))
+        framed = (pixels[150, 200:400] == region_color(0)).all(-1).any() or (pixels[150, 200:400] == 255).all()
+        assert framed == (not captions)
 
 
 @pytest.mark.parametrize("panel", ["right", "below", "none"])
