@@ -17,6 +17,7 @@ from .backbones.pyramid_map import PyramidMap
 from .backbones.sam_encoder import SamEncoder
 from .backbones.sam_vit import SIZES
 from .build_backbones import build_focal
+from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector, DetectorNumbers
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder
 from .heads.word_locations import WordLocations
@@ -83,6 +84,7 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         frozen_in_eval=model.FROZEN_MODE == "eval",
         published_prompts=features.PUBLISHED_PROMPTS,
         grid_features=_grid_features(features, encoder.out_dims[FUSED]),
+        dense_words=_dense_words(encoder.out_dims[FUSED], tokenizer) if model.LOSS.WORDS else None,
     )
     _freeze(system, cfg)
     return system.train()
@@ -132,6 +134,10 @@ def _grid_features(cfg: Any, image_dim: int) -> GridFeatures | None:
         cells=cfg.GRID,
         whole_cells=cfg.WHOLE_GRID,
     )
+
+
+def _dense_words(dim: int, tokenizer: LanguageTokenizer) -> DenseWords:
+    return DenseWords(dim, tokenizer.vocab_size, (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id))
 
 
 def _language_model(model: Any, tokenizer: LanguageTokenizer) -> LanguageModel:
@@ -210,7 +216,7 @@ def _mask_adapter(model: Any, text_dim: int) -> MaskAdapter:
 def _weights(loss: Any) -> PromptWeights:
     published = PromptWeights()
     detector = {name: getattr(published, name) * loss.DETECTION for name in ("heat", "reach", "objects", "deltas")}
-    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY")
+    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY", "WORDS")
     return PromptWeights(**{name.lower(): loss[name] for name in names}, **detector)
 
 

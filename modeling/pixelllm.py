@@ -22,6 +22,7 @@ from ..datasets.records import Record
 from ..utils.tokenizers import LanguageTokenizer
 from .backbones.fused import FusedEncoder
 from .heads.answers import Answers, answer_records
+from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector
 from .heads.detector.proposals import Boxes
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder, SamMasks
@@ -72,6 +73,7 @@ class PixelLLM(nn.Module):
         frozen_in_eval: frozen parts are in evaluation mode during training, see `rest_frozen`.
         published_prompts: encode boxes as published, see `LocationPrompts.published`.
         grid_features: what the language model sees beside the prompt features; not published.
+        dense_words: an auxiliary head on the map; not published.
 
     Attributes:
         layouts: what weights of other code bases load into it.
@@ -99,6 +101,7 @@ class PixelLLM(nn.Module):
         frozen_in_eval: bool = True,
         published_prompts: bool = False,
         grid_features: GridFeatures | None = None,
+        dense_words: DenseWords | None = None,
     ) -> None:
         super().__init__()
         self.canvas, self.text_map, self.mask_map = canvas, text_map, mask_map
@@ -107,7 +110,7 @@ class PixelLLM(nn.Module):
         self.masks, self.mask_adapter = masks, mask_adapter
         self.tokenizer, self.criterion, self.prediction = tokenizer, criterion, prediction
         self.frozen_in_eval, self.published_prompts = frozen_in_eval, published_prompts
-        self.grid_features = grid_features
+        self.grid_features, self.dense_words = grid_features, dense_words
 
     def train(self, mode: bool = True) -> PixelLLM:
         """Switch modes; frozen parts rest."""
@@ -163,6 +166,8 @@ class PixelLLM(nn.Module):
         if self.detector is not None:
             found = self.detector(maps[self.text_map], self.canvas)
             losses, samples = self.criterion.detection(self.detector, found, batch.targets)
+        if self.dense_words is not None:
+            losses |= self.criterion.pictures(self.dense_words, maps[self.text_map], batch.targets, self.canvas)
         for rows in group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device):
             rows = rows if samples is None else rows.standing_in(samples)
             visual = self.look(maps, rows)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...datasets.batches import PromptTargets
 from ...utils.boxes import generalized_iou
 from ...utils.tokenizers import LanguageTokenizer
+from ..heads.dense_words import DenseWords
 from ..heads.detector.detector import Detector, DetectorMaps
 from ..heads.detector.levels import Levels
 from ..heads.detector.rois import RoiSamples
@@ -40,6 +41,7 @@ class PromptWeights:
         box: L1 of the corners that the last word of an expression points at, pixels.
         giou: 1 - GIoU of that box; not published, 0 leaves it out.
         mask, quality: of masks, see `MaskSums`.
+        words: of the auxiliary head on the map; not published.
         heat, reach, objects, deltas: of the detector, see `CentreSums` and `RoiSums`.
     """
 
@@ -49,6 +51,7 @@ class PromptWeights:
     giou: float = 0.0
     mask: float = 1.0
     quality: float = 1.0
+    words: float = 0.0
     heat: float = 0.5
     reach: float = 1.0
     objects: float = 1.0
@@ -70,8 +73,9 @@ class PromptCriterion:
         self._ids = {"begin_id": tokenizer.start_id, **self._ends}
 
     def counts(self, targets: Sequence[PromptTargets]) -> dict[str, float]:
-        """Count words, traced words, boxes and masks that are learnt; on the host."""
+        """Count words, traced words, boxes and masks that are learnt, and pictures; on the host."""
         counts = dict.fromkeys(("words", "traced", "boxes", "masks"), 0.0)
+        counts["pictures"] = float(len(targets))
         for target in targets:
             learns = target.learns
             counts["words"] += float((spoken_words(target.text, **self._ends) & learns[:, :1]).sum())
@@ -133,6 +137,12 @@ class PromptCriterion:
             "loss_mask": LossTerm(sums.mask, "masks", self.weights.mask),
             "loss_quality": LossTerm(sums.quality, "masks", self.weights.quality),
         }
+
+    def pictures(
+        self, head: DenseWords, features: Tensor, targets: Sequence[PromptTargets], canvas: tuple[int, int]
+    ) -> Losses:
+        """Compare the words predicted from every cell of a map."""
+        return {"loss_words": LossTerm(head.loss(features, targets, canvas), "pictures", self.weights.words)}
 
     def detection(
         self, detector: Detector, maps: DetectorMaps, targets: Sequence[PromptTargets]

@@ -161,6 +161,7 @@ class LossWeights:
     GIOU: float = key(0.0, "the same, 1 - GIoU; not published", minimum=0)
     MASK: float = key(1.0, "masks: 20 focal + dice", minimum=0)
     QUALITY: float = key(1.0, "predicted IoU of masks", minimum=0)
+    WORDS: float = key(0.0, "words of the texts, from every cell of the map; not published, 0: no such head", minimum=0)
     DETECTION: float = key(1.0, "the detector's four losses", minimum=0)
     LABEL_SMOOTHING: float = key(0.1, "of the next word", minimum=0, maximum=0.99)
 
