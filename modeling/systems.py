@@ -20,6 +20,7 @@ from . import build_pixelllm as pixelllm
 from .checkpoints.loader import find_weights, load_weights
 
 Tensors = Mapping[str, Tensor]
+Layers = Sequence[Sequence[nn.Parameter]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class System:
         model: cfg, categories, tokenizer -> the system itself.
         starts_fresh: beginnings of names that weights to start *training* from may lack.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
+        layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """
 
@@ -38,6 +40,7 @@ class System:
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
     starts_fresh: tuple[str, ...] = ()
     targets: type[Targets] = RegionTargets
+    layers: Callable[[nn.Module], Layers] | None = None
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
 
 
@@ -49,7 +52,11 @@ SYSTEMS = {
         exports={"original": pix2cap.original_pix2cap},
     ),
     "pixelllm_model": System(
-        pixelllm.build_language_tokenizer, pixelllm.build_pixelllm, pixelllm.STARTS_FRESH, targets=PromptTargets
+        pixelllm.build_language_tokenizer,
+        pixelllm.build_pixelllm,
+        pixelllm.STARTS_FRESH,
+        targets=PromptTargets,
+        layers=pixelllm.encoder_layers,
     ),
 }
 
