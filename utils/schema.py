@@ -201,7 +201,7 @@ class Config:
     EVAL_PROTOCOL: str = key(
         "standard", "+ upstream repeats the published code's arithmetic", choices=["standard", "upstream"]
     )
-    EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST: variant of its protocol")
+    EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST, or task: variant of its protocol")
     CHECKPOINT_EVERY_STEPS: int = key(0, "+ save after every so many steps as well as every epoch; 0: don't", minimum=0)
     KEEP_CHECKPOINTS: int = key(2, "+ newest checkpoints kept; 0: all", minimum=0)
     MODEL: ModelConfig = section(ModelConfig)
