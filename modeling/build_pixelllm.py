@@ -210,6 +210,7 @@ def _mask_adapter(model: Any, text_dim: int) -> MaskAdapter:
         depth=cfg.DEPTH,
         num_heads=cfg.HEADS,
         mlp_dim=cfg.FFN_DIM,
+        initial_gate=cfg.INITIAL_GATE,
     )
 
 

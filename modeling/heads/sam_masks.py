@@ -116,6 +116,7 @@ class MaskAdapter(nn.Module):
         dim: D.
         num_tokens: corners of a box.
         depth, num_heads, mlp_dim: of the two-way transformer.
+        initial_gate: before training; what is added starts with the hyperbolic tangent of it.
     """
 
     def __init__(
@@ -128,13 +129,14 @@ class MaskAdapter(nn.Module):
         depth: int = 2,
         num_heads: int = 8,
         mlp_dim: int = 2048,
+        initial_gate: float = 0.0,
     ) -> None:
         super().__init__()
         self.visual, self.textual = (
             nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim)) for width in (visual_dim, text_dim)
         )
         self.output_tokens = nn.Parameter(torch.randn(num_tokens, dim))
-        self.gate = nn.Parameter(torch.zeros(num_tokens, dim))
+        self.gate = nn.Parameter(torch.full((num_tokens, dim), initial_gate))
         self.transformer = TwoWayTransformer(depth, dim, num_heads, mlp_dim)
 
     def forward(self, visual: Tensor, text: Tensor) -> Tensor:

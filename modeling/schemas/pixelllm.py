@@ -149,6 +149,7 @@ class MaskHead:
     FFN_DIM: int = key(2048, "hidden size of the feed-forward blocks", minimum=1)
     QUALITY_DIM: int = key(256, "hidden size of the MLP that predicts the IoU", minimum=1)
     FROZEN: bool = key(True, "it keeps SAM's weights; what steers it learns")
+    INITIAL_GATE: float = key(0.0, "what steers it starts with the hyperbolic tangent of this; 0: as published")
 
 
 @dataclass
