@@ -31,7 +31,7 @@ from .region_encoders.prompt_features import PromptFeatures
 from .text_decoders.generation import Search
 
 MAIN, SAM = "main", "sam"  # the encoders
-STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.", "location_prompts.", "encoder.encoders.sam.")
+STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.")  # a stage of training may add them
 _MAX_POSITIONS = 1024
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -29,7 +29,8 @@ class System:
     Attributes:
         tokenizer: cfg -> its caption tokenizer.
         model: cfg, categories, tokenizer -> the system itself.
-        starts_fresh: beginnings of names that weights to start *training* from may lack.
+        starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
+            never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """
