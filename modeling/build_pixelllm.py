@@ -10,6 +10,7 @@ from torch import nn
 
 from ..datasets.records import Category
 from ..utils.errors import UsageError
+from ..utils.hub import resolve
 from ..utils.tokenizers import LanguageTokenizer
 from .backbones.eva import TimmViT
 from .backbones.fused import FUSED, CanvasEncoder, FusedEncoder
@@ -17,6 +18,7 @@ from .backbones.pyramid_map import PyramidMap
 from .backbones.sam_encoder import SamEncoder
 from .backbones.sam_vit import SIZES
 from .build_backbones import build_focal
+from .checkpoints.loader import load_weights
 from .heads.detector.detector import Detector, DetectorNumbers
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder
 from .heads.word_locations import WordLocations
@@ -49,6 +51,10 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         cfg: the resolved configuration, MODEL.NAME ``pixelllm_model``.
         categories: of the data set; the system names no classes.
         tokenizer: see `build_language_tokenizer`.
+
+    Raises:
+        UsageError, MissingDependencyError: a pretrained part is not there.
+        CheckpointError: its weights do not fit.
     """
     model, features = cfg.MODEL, cfg.MODEL.PROMPT_FEATURES
     _check(cfg, tokenizer)
@@ -82,6 +88,8 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         frozen_in_eval=model.FROZEN_MODE == "eval",
         published_prompts=features.PUBLISHED_PROMPTS,
     )
+    if model.SAM.PRETRAINED:
+        load_weights(system, resolve(model.SAM.PRETRAINED, what="SAM model"), partial=True)
     _freeze(system, cfg)
     return system.train()
 

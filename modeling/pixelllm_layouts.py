@@ -186,7 +186,8 @@ FLAX = Layout(
 
 _SAM_PARTS = ("encoder.encoders.sam.", "location_prompts.", "masks.")
 _SAM_ADVICE = {
-    "language.": "SAM's weights are to start training from: entry.py train, WEIGHT True, RESUME_FROM the file"
+    "language.": "these are SAM's weights alone, to start training from: MODEL.SAM.PRETRAINED, or WEIGHT true",
+    "encoder.encoders.sam.": "MODEL.SAM.SIZE must be that of the file: base, large or huge",
 }
 
 SAM_RELEASE = Layout(

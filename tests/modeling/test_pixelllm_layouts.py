@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from locap.modeling.backbones import sam_vit
 from locap.modeling.build_pixelllm import STARTS_FRESH, build_language_tokenizer, build_pixelllm
+from locap.modeling.checkpoints.adapter import to_ours
 from locap.modeling.checkpoints.flax import channels_first, transpose_kernel
 from locap.modeling.checkpoints.loader import load_weights
+from locap.modeling.llm.lora import Lora
+from locap.modeling.llm.t5 import T5LanguageModel
 from locap.modeling.pixelllm import PixelLLM
+from locap.modeling.pixelllm_layouts import PIXELLLM_LAYOUTS
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.utils.config import load_config
 from locap.utils.errors import CheckpointError
@@ -38,21 +42,26 @@ TINY = {
 
 
 @pytest.fixture
-def make(monkeypatch, tmp_path):
-    """Return a function: overrides -> a tiny PixelLLM with random weights."""
+def make(monkeypatch):
+    """Return a function: overrides -> a tiny PixelLLM, its weights random (``shaken``) or as they start."""
     monkeypatch.setitem(sam_vit.SIZES, "base", (24, 4, 2))
 
-    def build(seed: int = 0, **overrides: object) -> PixelLLM:
+    def build(seed: int = 0, shaken: bool = True, **overrides: object) -> PixelLLM:
         pairs = {**TINY, **{name.replace("__", "."): value for name, value in overrides.items()}}
         cfg = load_config([], [str(x) for pair in pairs.items() for x in pair], model_schemas=MODEL_SCHEMAS)
         torch.manual_seed(seed)
         model = build_pixelllm(cfg, [], build_language_tokenizer(cfg))
-        with torch.no_grad():
+        if shaken:
             for tensor in model.state_dict().values():
                 tensor.copy_(torch.randn(tensor.shape))
         return model
 
     return build
+
+
+def untie(model: nn.Module) -> None:
+    """Give T5 an output of its own, as FLAN-T5 has; a configuration cannot say so."""
+    model.lm_head.weight = nn.Parameter(torch.randn(model.shared.weight.shape))
 
 
 @pytest.fixture
@@ -61,8 +70,9 @@ def t5(tmp_path) -> dict[str, object]:
     from transformers import T5Config, T5ForConditionalGeneration
 
     sizes = {"vocab_size": 143, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
-    config = T5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    model = T5ForConditionalGeneration(T5Config(feed_forward_proj="gated-gelu", **sizes))
+    untie(model)
+    model.save_pretrained(tmp_path / "t5")
     text = {"NAME": "t5", "PRETRAINED": tmp_path / "t5", "LORA.RANK": 3}
     return {f"MODEL.TEXT_DECODER.{name}": value for name, value in text.items()}
 
@@ -132,33 +142,33 @@ _PATHS = (
     (r"language\.model\.(encoder|decoder)\.final_layer_norm", r"textual/t5_module/\1/\1_norm"),
     (_T5_BLOCK + r"0\.SelfAttention\.relative_attention_bias", r"textual/t5_module/\1/relpos_bias/rel_embedding"),
     (
-        r"language\.model\.encoder\.block\.(\d)\.layer\.0\.SelfAttention",
+        r"language\.model\.encoder\.block\.(\d+)\.layer\.0\.SelfAttention",
         r"textual/t5_module/encoder/layers_\1/attention",
     ),
     (
-        r"language\.model\.decoder\.block\.(\d)\.layer\.0\.SelfAttention",
+        r"language\.model\.decoder\.block\.(\d+)\.layer\.0\.SelfAttention",
         r"textual/t5_module/decoder/layers_\1/self_attention",
     ),
     (_T5_BLOCK + r"1\.EncDecAttention", r"textual/t5_module/\1/layers_\2/encoder_decoder_attention"),
     (_T5_BLOCK + r"\d\.DenseReluDense", r"textual/t5_module/\1/layers_\2/mlp"),
     (
-        r"language\.model\.encoder\.block\.(\d)\.layer\.0\.layer_norm",
+        r"language\.model\.encoder\.block\.(\d+)\.layer\.0\.layer_norm",
         r"textual/t5_module/encoder/layers_\1/pre_attention_layer_norm",
     ),
     (
-        r"language\.model\.encoder\.block\.(\d)\.layer\.1\.layer_norm",
+        r"language\.model\.encoder\.block\.(\d+)\.layer\.1\.layer_norm",
         r"textual/t5_module/encoder/layers_\1/pre_mlp_layer_norm",
     ),
     (
-        r"language\.model\.decoder\.block\.(\d)\.layer\.0\.layer_norm",
+        r"language\.model\.decoder\.block\.(\d+)\.layer\.0\.layer_norm",
         r"textual/t5_module/decoder/layers_\1/pre_self_attention_layer_norm",
     ),
     (
-        r"language\.model\.decoder\.block\.(\d)\.layer\.1\.layer_norm",
+        r"language\.model\.decoder\.block\.(\d+)\.layer\.1\.layer_norm",
         r"textual/t5_module/decoder/layers_\1/pre_cross_attention_layer_norm",
     ),
     (
-        r"language\.model\.decoder\.block\.(\d)\.layer\.2\.layer_norm",
+        r"language\.model\.decoder\.block\.(\d+)\.layer\.2\.layer_norm",
         r"textual/t5_module/decoder/layers_\1/pre_mlp_layer_norm",
     ),
     (r"detector\.pyramid\.upsample", "box_decoder/fpn/simfp_3.0"),
@@ -246,7 +256,8 @@ def _layer(path: str, module: nn.Module, leaf: str, tensor: Tensor) -> dict[str,
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         return {f"{path}/kernel": tensor.permute(2, 3, 1, 0)}
     if path.endswith("box_head.0/fc1"):
-        channels_last = tensor.unflatten(1, (8 if tensor.device.type == "cpu" else 256, -1)).transpose(1, 2)
+        channels = {72: 8, 12544: 256}[tensor.shape[1]]
+        channels_last = tensor.unflatten(1, (channels, -1)).transpose(1, 2)
         return {f"{path}/kernel": channels_last.flatten(1).T}
     if isinstance(module, nn.Linear):
         return {f"{path}/kernel": tensor.T}
@@ -286,6 +297,7 @@ def test_t5_in_safetensors_with_dots(make, t5, tmp_path: Path, rank: int):
     wanted, found = make(1, **t5), make(2, **t5)
     tree = {path.replace("/", "."): tensor.contiguous() for path, tensor in flax_tree(wanted).items()}
     assert any("kernel_left_lora" in path for path in tree) == bool(rank)
+    assert any("logits_dense" in path for path in tree)
     save_file(tree, tmp_path / "w.safetensors")
     assert not load_weights(found, tmp_path / "w.safetensors").missing
     assert_same(found, wanted)
@@ -332,6 +344,15 @@ _PUBLISHED = {
 }
 
 
+def assert_all_placed(tree: dict[str, Tensor], model: nn.Module) -> None:
+    """Every tensor of the model, tied ones once, comes out of the tree in its shape."""
+    own = model.state_dict(keep_vars=True)
+    placed = to_ours(tree, PIXELLLM_LAYOUTS, own.__contains__).tensors
+    found = {id(own[name]): (name, tensor.shape) for name, tensor in placed.items() if name in own}
+    assert found.keys() == {id(tensor) for tensor in own.values()}
+    assert all(own[name].shape == shape for name, shape in found.values())
+
+
 def test_the_published_size():
     settings = ["MODEL.NAME", "pixelllm_model", "MODEL.TEXT_DECODER.TOKENIZER", "shapes"]
     cfg = load_config([], [*settings, "MODEL.TEXT_DECODER.VOCAB_SIZE", "143"], model_schemas=MODEL_SCHEMAS)
@@ -339,6 +360,40 @@ def test_the_published_size():
         model = build_pixelllm(cfg, [], build_language_tokenizer(cfg))
     tree = flax_tree(model)
     assert {name: tuple(tree[name].shape) for name in _PUBLISHED} == _PUBLISHED
+    assert_all_placed(tree, model)
+
+
+_PUBLISHED_T5 = {
+    "textual/t5_module/token_embedder/embedding": (32128, 2048),
+    "textual/t5_module/encoder/relpos_bias/rel_embedding": (32, 32),
+    "textual/t5_module/decoder/relpos_bias/rel_embedding": (32, 32),
+    "textual/t5_module/encoder/layers_23/attention/query/kernel": (2048, 2048),
+    "textual/t5_module/encoder/layers_23/attention/query/kernel_left_lora": (2048, 32),
+    "textual/t5_module/decoder/layers_23/encoder_decoder_attention/value/kernel_right_lora": (32, 2048),
+    "textual/t5_module/decoder/layers_23/mlp/wi_1/kernel": (2048, 5120),
+    "textual/t5_module/decoder/layers_23/mlp/wo/kernel": (5120, 2048),
+    "textual/t5_module/decoder/layers_0/pre_cross_attention_layer_norm/scale": (2048,),
+    "textual/t5_module/decoder/logits_dense/kernel": (2048, 32128),
+    "visual_project_layers/visual_projection.0/kernel": (1024, 2048),
+}
+
+
+def test_the_published_size_of_t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    config = T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **sizes)
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+        untie(model)
+        language = T5LanguageModel(model, visual_dim=1024, lora=Lora(32, 64.0, ("q", "v")))
+    model = nn.ModuleDict({"language": language})
+    tree = flax_tree(model)
+    assert {name: tuple(tree[name].shape) for name in _PUBLISHED_T5} == _PUBLISHED_T5
+    tree["git_backbone/cls_token"] = torch.empty(0)  # tells the layout
+    assert_all_placed(tree, model)
+    adapted = [tensor.numel() for name, tensor in tree.items() if name.endswith("_lora")]
+    assert (len(adapted), sum(adapted)) == (2 * 144, 18_874_368)
 
 
 def test_values_mean_the_same_in_both():
@@ -407,14 +462,14 @@ def test_sams_own_release(make, tmp_path: Path):
     with pytest.raises(CheckpointError, match="do not fit") as caught:
         load_weights(model, tmp_path / "sam.pth")
     assert "language.decoder (" in caught.value.value
-    assert "to start training from" in caught.value.fix
+    assert "SAM's weights alone" in caught.value.fix
     without = make(2, MODEL__MASKS="false")
     report = load_weights(without, tmp_path / "sam.pth", partial=True)
     assert report.ignored
     assert all(name.startswith("masks.") for name in report.ignored)
 
 
-def test_sam_of_transformers(make, tmp_path: Path):
+def test_sam_of_transformers(make, tmp_path: Path, monkeypatch):
     """Encoder, prompts and mask decoder compute the same."""
     from transformers import SamConfig, SamModel
 
@@ -432,6 +487,13 @@ def test_sam_of_transformers(make, tmp_path: Path):
     ours = make(COCO__INPUT__IMAGE_SIZE=1024).eval()
     report = load_weights(ours, tmp_path, allow_missing=STARTS_FRESH, partial=True)
     assert report.layout == "SAM (transformers' SamModel)"
+    started = make(MODEL__SAM__PRETRAINED=tmp_path, shaken=False)
+    for part in ("encoder.encoders.sam", "location_prompts", "masks"):
+        assert_same(started.get_submodule(part), ours.get_submodule(part))
+    monkeypatch.setitem(sam_vit.SIZES, "base", (24, 5, 2))
+    with pytest.raises(CheckpointError, match="do not fit") as caught:
+        make(MODEL__SAM__PRETRAINED=tmp_path)
+    assert "MODEL.SAM.SIZE" in caught.value.fix
     image = torch.randn(1, 3, 1024, 1024)
     with torch.no_grad():
         seen = theirs.get_image_embeddings(image)
