@@ -20,8 +20,9 @@ from locap.modeling.llm.t5 import T5LanguageModel
 from locap.modeling.pixelllm import PixelLLM
 from locap.modeling.pixelllm_layouts import PIXELLLM_LAYOUTS
 from locap.modeling.schemas import MODEL_SCHEMAS
+from locap.modeling.systems import export_weights
 from locap.utils.config import load_config
-from locap.utils.errors import CheckpointError
+from locap.utils.errors import CheckpointError, UsageError
 
 TINY = {
     "MODEL.NAME": "pixelllm_model",
@@ -505,3 +506,9 @@ def test_sam_of_transformers(make, tmp_path: Path, monkeypatch):
         found = ours.masks(seen, prompts.grid(64, 64), corners, counts=[1], dense_prompt=prompts.no_mask.weight)
     torch.testing.assert_close(found.logits, wanted.pred_masks[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found.quality, wanted.iou_scores[0], atol=1e-3, rtol=1e-3)
+
+
+def test_there_is_no_way_back(tmp_path: Path):
+    cfg = load_config([], ["MODEL.NAME", "pixelllm_model"], model_schemas=MODEL_SCHEMAS)
+    with pytest.raises(UsageError, match="not written in this layout"):
+        export_weights(cfg, tmp_path / "w.pt")
