@@ -10,6 +10,7 @@ from torch import nn
 
 from ..datasets.records import Category
 from ..utils.errors import UsageError
+from ..utils.hub import resolve
 from ..utils.tokenizers import LanguageTokenizer
 from .backbones.eva import TimmViT
 from .backbones.fused import FUSED, CanvasEncoder, FusedEncoder
@@ -17,6 +18,7 @@ from .backbones.pyramid_map import PyramidMap
 from .backbones.sam_encoder import SamEncoder
 from .backbones.sam_vit import SIZES
 from .build_backbones import build_focal
+from .checkpoints.loader import load_weights
 from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector, DetectorNumbers
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder
@@ -33,7 +35,7 @@ from .region_encoders.prompt_features import PromptFeatures
 from .text_decoders.generation import Search
 
 MAIN, SAM = "main", "sam"  # the encoders
-STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.", "location_prompts.", "encoder.encoders.sam.")
+STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.")  # a stage of training may add them
 _MAX_POSITIONS = 1024
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,6 +53,10 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         cfg: the resolved configuration, MODEL.NAME ``pixelllm_model``.
         categories: of the data set; the system names no classes.
         tokenizer: see `build_language_tokenizer`.
+
+    Raises:
+        UsageError, MissingDependencyError: a pretrained part is not there.
+        CheckpointError: its weights do not fit.
     """
     model, features = cfg.MODEL, cfg.MODEL.PROMPT_FEATURES
     _check(cfg, tokenizer)
@@ -86,6 +92,8 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         grid_features=_grid_features(features, encoder.out_dims[FUSED]),
         dense_words=_dense_words(encoder.out_dims[FUSED], tokenizer) if model.LOSS.WORDS else None,
     )
+    if model.SAM.PRETRAINED:
+        load_weights(system, resolve(model.SAM.PRETRAINED, what="SAM model"), partial=True)
     _freeze(system, cfg)
     return system.train()
 

@@ -49,7 +49,7 @@ class SamBackbone:
     """SAM's image encoder beside it; INPUT.PIXEL_MEAN and PIXEL_STD are its own."""
 
     SIZE: str = key("huge", "which of SAM's; none: without", choices=["none", "base", "large", "huge"])
-    PRETRAINED: str = key("", "SamModel of transformers to start from, mask decoder included: hub name or folder")
+    PRETRAINED: str = key("", "SAM's weights to start from, mask decoder included: hub name, folder or .pth")
     FROZEN: bool = key(True, "it does not learn, nor does the prompt encoder")
     DROP_PATH_RATE: float = key(0.5, "stochastic depth, where it is not at rest", minimum=0, maximum=0.99)
     TABLES: str = key(
