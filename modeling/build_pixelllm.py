@@ -23,6 +23,7 @@ from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector, DetectorNumbers
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder
 from .heads.word_locations import WordLocations
+from .heads.word_pointer import WordPointer
 from .layers.frozen import freeze_by_name
 from .llm.adapter import LanguageModel
 from .llm.bert import BertLanguageModel
@@ -91,6 +92,7 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         published_prompts=features.PUBLISHED_PROMPTS,
         grid_features=_grid_features(features, encoder.out_dims[FUSED]),
         dense_words=_dense_words(encoder.out_dims[FUSED], tokenizer) if model.LOSS.WORDS else None,
+        pointer=_pointer(model, encoder.out_dims[FUSED], language.dim) if model.PLACES.POINTER_DIM else None,
     )
     if model.SAM.PRETRAINED:
         load_weights(system, resolve(model.SAM.PRETRAINED, what="SAM model"), partial=True)
@@ -146,6 +148,11 @@ def _grid_features(cfg: Any, image_dim: int) -> GridFeatures | None:
 
 def _dense_words(dim: int, tokenizer: LanguageTokenizer) -> DenseWords:
     return DenseWords(dim, tokenizer.vocab_size, (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id))
+
+
+def _pointer(model: Any, image_dim: int, dim: int) -> WordPointer:
+    place_dim, hidden_dim = model.PROMPT_FEATURES.PROMPT_DIM, model.PLACES.POINTER_DIM
+    return WordPointer(dim=dim, image_dim=image_dim, place_dim=place_dim, hidden_dim=hidden_dim)
 
 
 def _language_model(model: Any, tokenizer: LanguageTokenizer) -> LanguageModel:
@@ -225,7 +232,7 @@ def _mask_adapter(model: Any, text_dim: int) -> MaskAdapter:
 def _weights(loss: Any) -> PromptWeights:
     published = PromptWeights()
     detector = {name: getattr(published, name) * loss.DETECTION for name in ("heat", "reach", "objects", "deltas")}
-    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY", "WORDS")
+    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY", "POINTER", "WORDS")
     return PromptWeights(**{name.lower(): loss[name] for name in names}, **detector)
 
 

@@ -116,6 +116,7 @@ class Places:
 
     DIM: int = key(512, "hidden size of the MLP", minimum=1)
     DEPTH: int = key(4, "its layers", minimum=1)
+    POINTER_DIM: int = key(0, "width in which words choose cells of the map; not published, 0: they don't", minimum=0)
 
 
 @dataclass
@@ -162,6 +163,7 @@ class LossWeights:
     GIOU: float = key(0.0, "the same, 1 - GIoU; not published", minimum=0)
     MASK: float = key(1.0, "masks: 20 focal + dice", minimum=0)
     QUALITY: float = key(1.0, "predicted IoU of masks", minimum=0)
+    POINTER: float = key(1.0, "cells of the map that words choose, with PLACES.POINTER_DIM", minimum=0)
     WORDS: float = key(0.0, "words of the texts, from every cell of the map; not published, 0: no such head", minimum=0)
     DETECTION: float = key(1.0, "the detector's four losses", minimum=0)
     LABEL_SMOOTHING: float = key(0.1, "of the next word", minimum=0, maximum=0.99)
