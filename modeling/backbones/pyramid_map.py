@@ -26,13 +26,19 @@ class PyramidMap(nn.Module):
         super().__init__()
         self.body, self.level = backbone, LEVELS[STRIDES.index(stride)]
         self.out_dim, self.patch, self.stride = dim, STRIDES[-1], stride
-        self.laterals = nn.ModuleDict({name: nn.Conv2d(backbone.channels[name], dim, 1) for name in LEVELS})
-        self.mix = nn.Conv2d(dim, dim, 3, padding=1)
+        shrinks = {name: max(stride // own, 1) for name, own in zip(LEVELS, STRIDES, strict=True)}
+        self.laterals = nn.ModuleDict(  # finer levels keep their detail in the channels
+            {name: nn.Conv2d(backbone.channels[name], dim, shrink, shrink) for name, shrink in shrinks.items()}
+        )
+        self.mix = nn.Sequential(
+            nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1)
+        )
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images whose sides 32 divides."""
         levels = self.body(images)
+        levels = {name: conv(levels[name]) for name, conv in self.laterals.items()}
         size = tuple(levels[self.level].shape[-2:])
-        x = sum(resize_map(conv(levels[name]), size, mode="bilinear") for name, conv in self.laterals.items())
-        return self.norm(self.mix(x.relu()).movedim(1, -1)).movedim(-1, 1)  # B C h w
+        x = sum(resize_map(level, size, mode="bilinear") for level in levels.values())
+        return self.norm((x + self.mix(x)).movedim(1, -1)).movedim(-1, 1)  # B C h w

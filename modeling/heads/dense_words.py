@@ -19,11 +19,10 @@ from .word_pointer import covered_cells
 
 
 class DenseWords(nn.Module):
-    """Predict from each cell the words of the texts whose box covers it.
+    """Predict from each cell the words of the texts whose mask, or else box, covers it.
 
-    A softmax over the vocabulary against these words (Joulin et al., arXiv 1511.02251); a text counts by one over the
-    square of its box's area, so that what is small is not drowned by its surroundings. Words of a narrative count
-    where they were spoken.
+    A softmax over the vocabulary against these words, all equally likely (Joulin et al., arXiv 1511.02251). Words of a
+    narrative count where they were spoken.
 
     Args:
         dim: C.
@@ -37,31 +36,36 @@ class DenseWords(nn.Module):
         self.ignore_ids = list(ignore_ids)
 
     def loss(self, features: Tensor, targets: Sequence[PromptTargets], canvas: tuple[int, int]) -> Tensor:
-        """Return the sum over images of the mean cross-entropy of the cells that words are said about.
+        """Return the sum over images of the mean over their texts of the mean cross-entropy of the covered cells.
 
         Args:
             features: (B, C, h, w), covering the canvas.
             targets: of the images.
             canvas: (height, width), pixels.
         """
-        size = tuple(features.shape[-2:])
-        wanted = torch.stack([self._words(target, size, canvas, features.device) for target in targets])  # B hw V
-        said = wanted.sum(-1)  # B hw
-        share = wanted / said.clamp(min=1e-12)[..., None]
-        logits = self.predict(features.flatten(2).transpose(1, 2)).float()
-        entropy = torch.where(said > 0, logits.logsumexp(-1) - (share * logits).sum(-1), 0.0)
-        return (entropy.sum(1) / (said > 0).sum(1).clamp(min=1)).sum()
+        logits = self.predict(features.flatten(2).transpose(1, 2)).float()  # B hw V
+        total = 0 * logits.sum()
+        for image, target in zip(logits, targets, strict=True):
+            words, share = self._said(target, tuple(features.shape[-2:]), canvas, image.device)
+            entropy = words.sum(1) @ (share @ image.logsumexp(1)) - (words * (share @ image)).sum()
+            total = total + entropy / words.any(1).sum().clamp(min=1)
+        return total
 
     @torch.no_grad()
-    def _words(self, target: PromptTargets, size: tuple[int, int], canvas: tuple[int, int], device) -> Tensor:
-        """Return how much each word is said about each cell, (h * w, V)."""
-        text = target.text.to(device)
-        boxes, words = target.boxes_xyxy, torch.zeros(len(text), self.predict.out_features, device=device)
-        words.scatter_(1, text, 1.0)
+    def _said(
+        self, target: PromptTargets, size: tuple[int, int], canvas: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return words as probabilities, (N, V), and the cells that they are said about, (N, h * w); rows sum to 1."""
+        text, boxes = target.text.to(device), target.boxes_xyxy
+        words = torch.zeros(len(text), self.predict.out_features, device=device).scatter_(1, text, 1.0)
         if target.task == "trace":  # a pair per word
             boxes = target.word_boxes.to(device).flatten(0, 1)
             words = F.one_hot(text.flatten(), words.shape[1]).float()
         words[:, self.ignore_ids] = 0.0
-        sides = boxes[:, 2:] - boxes[:, :2]
-        weight = 1 / sides.prod(-1).clamp(min=1.0).square() * boxes.any(-1)  # N
-        return (covered_cells(boxes, size, canvas) * weight[:, None]).T @ words
+        words = words * boxes.any(-1, keepdim=True)
+        cells = covered_cells(boxes, size, canvas)
+        if target.masks is not None:
+            masks = F.adaptive_avg_pool2d(target.unpacked_masks(canvas[1]).float(), size).flatten(1)
+            cells = torch.where(target.learns[:, 2:].to(device), masks, cells)
+        words, cells = (x / x.sum(1, keepdim=True).clamp(min=1e-6) for x in (words, cells))
+        return words, cells
