@@ -241,6 +241,8 @@ def _freeze(system: PixelLLM, cfg: Any) -> None:
         system.location_prompts.requires_grad_(False)
     if system.masks is not None and cfg.MODEL.MASK_HEAD.FROZEN:
         system.masks.requires_grad_(False)
+    elif system.masks is not None:
+        system.masks.mask_mlps[1:].requires_grad_(False)  # of ambiguous prompts, which are never asked about
     freeze_by_name(system, cfg.SOLVER.FIX_PARAM, cfg.SOLVER.IGNORE_FIX)
 
 
