@@ -10,6 +10,7 @@ from torch import nn
 
 from ..datasets.records import Category
 from ..utils.errors import UsageError
+from ..utils.hub import resolve
 from ..utils.tokenizers import LanguageTokenizer
 from .backbones.eva import TimmViT
 from .backbones.fused import FUSED, CanvasEncoder, FusedEncoder
@@ -17,10 +18,12 @@ from .backbones.pyramid_map import PyramidMap
 from .backbones.sam_encoder import SamEncoder
 from .backbones.sam_vit import SIZES
 from .build_backbones import build_focal
+from .checkpoints.loader import load_weights
 from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector, DetectorNumbers
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder
 from .heads.word_locations import WordLocations
+from .heads.word_pointer import WordPointer
 from .layers.frozen import freeze_by_name
 from .llm.adapter import LanguageModel
 from .llm.bert import BertLanguageModel
@@ -33,7 +36,7 @@ from .region_encoders.prompt_features import PromptFeatures
 from .text_decoders.generation import Search
 
 MAIN, SAM = "main", "sam"  # the encoders
-STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.", "location_prompts.", "encoder.encoders.sam.")
+STARTS_FRESH = ("detector.", "mask_adapter.", "masks.", "places.")  # a stage of training may add them
 _MAX_POSITIONS = 1024
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,6 +54,10 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         cfg: the resolved configuration, MODEL.NAME ``pixelllm_model``.
         categories: of the data set; the system names no classes.
         tokenizer: see `build_language_tokenizer`.
+
+    Raises:
+        UsageError, MissingDependencyError: a pretrained part is not there.
+        CheckpointError: its weights do not fit.
     """
     model, features = cfg.MODEL, cfg.MODEL.PROMPT_FEATURES
     _check(cfg, tokenizer)
@@ -85,7 +92,10 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         published_prompts=features.PUBLISHED_PROMPTS,
         grid_features=_grid_features(features, encoder.out_dims[FUSED]),
         dense_words=_dense_words(encoder.out_dims[FUSED], tokenizer) if model.LOSS.WORDS else None,
+        pointer=_pointer(model, encoder.out_dims[FUSED], language.dim) if model.PLACES.POINTER_DIM else None,
     )
+    if model.SAM.PRETRAINED:
+        load_weights(system, resolve(model.SAM.PRETRAINED, what="SAM model"), partial=True)
     _freeze(system, cfg)
     return system.train()
 
@@ -138,6 +148,11 @@ def _grid_features(cfg: Any, image_dim: int) -> GridFeatures | None:
 
 def _dense_words(dim: int, tokenizer: LanguageTokenizer) -> DenseWords:
     return DenseWords(dim, tokenizer.vocab_size, (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id))
+
+
+def _pointer(model: Any, image_dim: int, dim: int) -> WordPointer:
+    place_dim, hidden_dim = model.PROMPT_FEATURES.PROMPT_DIM, model.PLACES.POINTER_DIM
+    return WordPointer(dim=dim, image_dim=image_dim, place_dim=place_dim, hidden_dim=hidden_dim)
 
 
 def _language_model(model: Any, tokenizer: LanguageTokenizer) -> LanguageModel:
@@ -210,13 +225,14 @@ def _mask_adapter(model: Any, text_dim: int) -> MaskAdapter:
         depth=cfg.DEPTH,
         num_heads=cfg.HEADS,
         mlp_dim=cfg.FFN_DIM,
+        initial_gate=cfg.INITIAL_GATE,
     )
 
 
 def _weights(loss: Any) -> PromptWeights:
     published = PromptWeights()
     detector = {name: getattr(published, name) * loss.DETECTION for name in ("heat", "reach", "objects", "deltas")}
-    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY", "WORDS")
+    names = ("TEXT", "TRACE", "BOX", "GIOU", "MASK", "QUALITY", "POINTER", "WORDS")
     return PromptWeights(**{name.lower(): loss[name] for name in names}, **detector)
 
 

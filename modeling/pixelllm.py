@@ -26,7 +26,8 @@ from .heads.dense_words import DenseWords
 from .heads.detector.detector import Detector
 from .heads.detector.proposals import Boxes
 from .heads.sam_masks import MaskAdapter, SamMaskDecoder, SamMasks
-from .heads.word_locations import WordLocations, points_to_boxes
+from .heads.word_locations import Located, WordLocations, points_to_boxes
+from .heads.word_pointer import WordPointer
 from .layers.frozen import rest_frozen
 from .llm.adapter import LanguageModel, write_texts
 from .losses.prompt_criterion import PromptCriterion
@@ -74,6 +75,7 @@ class PixelLLM(nn.Module):
         published_prompts: encode boxes as published, see `LocationPrompts.published`.
         grid_features: what the language model sees beside the prompt features; not published.
         dense_words: an auxiliary head on the map; not published.
+        pointer: lets words choose cells of the map; not published.
 
     Attributes:
         layouts: what weights of other code bases load into it.
@@ -102,6 +104,7 @@ class PixelLLM(nn.Module):
         published_prompts: bool = False,
         grid_features: GridFeatures | None = None,
         dense_words: DenseWords | None = None,
+        pointer: WordPointer | None = None,
     ) -> None:
         super().__init__()
         self.canvas, self.text_map, self.mask_map = canvas, text_map, mask_map
@@ -110,7 +113,7 @@ class PixelLLM(nn.Module):
         self.masks, self.mask_adapter = masks, mask_adapter
         self.tokenizer, self.criterion, self.prediction = tokenizer, criterion, prediction
         self.frozen_in_eval, self.published_prompts = frozen_in_eval, published_prompts
-        self.grid_features, self.dense_words = grid_features, dense_words
+        self.grid_features, self.dense_words, self.pointer = grid_features, dense_words, pointer
 
     def train(self, mode: bool = True) -> PixelLLM:
         """Switch modes; frozen parts rest."""
@@ -137,10 +140,14 @@ class PixelLLM(nn.Module):
             visual = torch.cat((visual, self.grid_features(image, rows.bounds, prompts, **place)), 1)
         return visual[rows.reads]
 
-    def read(self, visual: Tensor, rows: PromptRows) -> tuple[Tensor, Tensor]:
-        """Read texts, teacher-forced: states (R, T, D) and points of their tokens (R, T, 2, 2), pixels."""
-        states = self.language.states(visual, rows.context, rows.text)
-        return states, self.places(states, rows.sizes)
+    def locate(self, maps: Maps, rows: PromptRows, states: Tensor) -> Located:
+        """Turn the states of words, (R, T, D), into places."""
+        if self.pointer is None:
+            return Located(states, self.places(states, rows.sizes))
+        image = maps[self.text_map]
+        grid = self.location_prompts.grid(*image.shape[-2:])
+        scores, read = self.pointer(states, image[rows.images], grid, counts=rows.counts)
+        return Located(states + read, self.places(states + read, rows.sizes), scores)
 
     def segment(self, maps: Maps, rows: PromptRows, boxes: Tensor, visual: Tensor, states: Tensor) -> SamMasks:
         """Turn boxes (R, 4), which pass no gradient, and what was read into masks."""
@@ -171,11 +178,12 @@ class PixelLLM(nn.Module):
         for rows in group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device):
             rows = rows if samples is None else rows.standing_in(samples)
             visual = self.look(maps, rows)
-            states, points = self.read(visual, rows)
+            states = self.language.states(visual, rows.context, rows.text)
+            words = self.locate(maps, rows, states)
             add_terms(losses, self.criterion.texts(self.language, states, rows))
-            add_terms(losses, self.criterion.places(points, rows))
+            add_terms(losses, self.criterion.places(words, rows, self._map_size, self.canvas))
             if self.masks is not None:
-                add_terms(losses, self._mask_losses(maps, rows, points, visual, states))
+                add_terms(losses, self._mask_losses(maps, rows, words, visual))
         return losses
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -183,17 +191,19 @@ class PixelLLM(nn.Module):
         counts = self.criterion.counts(batch.targets)
         if self.detector is None:
             return counts
-        levels = self.detector.levels(self.encoder.map_size(self.canvas, self.text_map), self.canvas)
+        levels = self.detector.levels(self._map_size, self.canvas)
         return counts | self.criterion.detector_counts(levels, batch.targets)
 
-    def _mask_losses(
-        self, maps: Maps, rows: PromptRows, points: Tensor, visual: Tensor, states: Tensor
-    ) -> dict[str, LossTerm]:
+    @property
+    def _map_size(self) -> tuple[int, int]:
+        return self.encoder.map_size(self.canvas, self.text_map)
+
+    def _mask_losses(self, maps: Maps, rows: PromptRows, words: Located, visual: Tensor) -> dict[str, LossTerm]:
         """Only rows with a mask go through the mask decoder."""
         learning = rows.learns[:, 2].nonzero()[:, 0]
-        at, rows = learning.to(points.device), rows.select(learning)
-        boxes = points_to_boxes(points[at], self.criterion.last_pieces(rows))
-        return self.criterion.masks(self.segment(maps, rows, boxes, visual[at], states[at]), rows, self.canvas)
+        at, rows = learning.to(visual.device), rows.select(learning)
+        boxes = points_to_boxes(words.points[at], self.criterion.last_pieces(rows))
+        return self.criterion.masks(self.segment(maps, rows, boxes, visual[at], words.states[at]), rows, self.canvas)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Record]:
@@ -215,16 +225,15 @@ class PixelLLM(nn.Module):
         return records
 
     def _describe(self, maps: Maps, rows: PromptRows) -> Answers:
-        visual = self.look(maps, rows)
-        points = None
+        visual, points = self.look(maps, rows), None
         if rows.task == "trace" and self.prediction.given_words:
-            _, points = self.read(visual, rows)
-            found = GeneratedText(rows.text, points.new_zeros(len(rows)))
+            states = self.language.states(visual, rows.context, rows.text)
+            found = GeneratedText(rows.text, states.new_zeros(len(rows)), states)
         else:
             search = replace(self.prediction.search, keep_states=rows.task == "trace")
             found = write_texts(self.language, visual, rows.context, search)
         if found.states is not None:
-            points = self.places(found.states, rows.sizes)
+            points = self.locate(maps, rows, found.states).points
         return Answers.of_texts(found, rows.counts, self.tokenizer, points, by_piece=self.prediction.given_words)
 
     def _describe_found(self, maps: Maps, rows: PromptRows) -> Answers:
@@ -244,9 +253,9 @@ class PixelLLM(nn.Module):
 
     def _find(self, maps: Maps, rows: PromptRows) -> Answers:
         visual = self.look(maps, rows)
-        states, points = self.read(visual, rows)
-        answers = Answers(rows.counts, boxes=points_to_boxes(points, self.criterion.last_pieces(rows)))
+        words = self.locate(maps, rows, self.language.states(visual, rows.context, rows.text))
+        answers = Answers(rows.counts, boxes=points_to_boxes(words.points, self.criterion.last_pieces(rows)))
         if self.masks is not None:
-            found = self.segment(maps, rows, answers.boxes, visual, states)
+            found = self.segment(maps, rows, answers.boxes, visual, words.states)
             answers.masks, answers.scores = found.logits[:, 0], found.quality[:, 0]
         return answers

@@ -29,7 +29,8 @@ class System:
     Attributes:
         tokenizer: cfg -> its caption tokenizer.
         model: cfg, categories, tokenizer -> the system itself.
-        starts_fresh: beginnings of names that weights to start *training* from may lack.
+        starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
+            never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """
@@ -115,8 +116,17 @@ def export_weights(cfg: Any, output: str | Path, *, layout: str = "original", li
         like: a file of that layout; tensors that its code stores but never reads are copied from it.
 
     Raises:
-        UsageError, CheckpointError: as `configured_weights`; also when the layout has no place for a tensor.
+        UsageError, CheckpointError: as `configured_weights`; also when the system has no such layout, or that no place
+            for a tensor.
     """
+    exports = find_system(cfg.MODEL.NAME).exports
+    if layout not in exports:
+        raise UsageError(
+            "The system's weights are not written in this layout.",
+            where=cfg.MODEL.NAME,
+            value=layout,
+            allowed=", ".join(exports) or "none: a run's model.safetensors is all there is",
+        )
     weights = untrusted.load_flat_tensors(configured_weights(cfg))
     copied = None if like is None else untrusted.load_flat_tensors(like)
-    return write_tensors(output, find_system(cfg.MODEL.NAME).exports[layout](cfg, weights, copied))
+    return write_tensors(output, exports[layout](cfg, weights, copied))

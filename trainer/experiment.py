@@ -81,7 +81,8 @@ class TrainingRun:
         self.model = self.experiment.model
         self.loader = train_loader(self.experiment.train_reader, self.experiment.tokenizer, cfg, world)
         if cfg.WEIGHT:
-            load_weights(self.model, cfg.RESUME_FROM, allow_missing=find_system(cfg.MODEL.NAME).starts_fresh)
+            fresh = find_system(cfg.MODEL.NAME).starts_fresh
+            load_weights(self.model, cfg.RESUME_FROM, allow_missing=fresh, partial=True)
         self.max_steps = max_steps(cfg, self.loader)
         self.loop = self._loop()
         self.folder = make_run_folder(cfg)

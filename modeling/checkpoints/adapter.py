@@ -19,7 +19,7 @@ class Translation:
     Attributes:
         layout: the layout they came in, None for our own.
         tensors: our name -> tensor; names that the layout does not know are kept as they are.
-        ignored: their names of parts that we do not have.
+        ignored: names, theirs or ours, of parts that we do not have.
         inert: their tensors that nothing reads, by name; an export back to the layout wants them.
     """
 
@@ -31,7 +31,7 @@ class Translation:
 
 def detect(names: Iterable[str], layouts: Sequence[Layout]) -> Layout | None:
     """Return the first layout that a name, prefixes of wrappers aside, is a mark of; None for our own."""
-    short = [without_prefixes(name) for name in names]
+    short = [without_prefixes(name.replace("/", ".")) for name in names]
     return next((layout for layout in layouts if any(name.startswith(layout.marks) for name in short)), None)
 
 
@@ -44,16 +44,18 @@ def to_ours(tensors: Mapping[str, Tensor], layouts: Sequence[Layout], is_ours: C
         is_ours: tells the names of the system itself.
 
     Raises:
-        CheckpointError: two names of the file mean the same tensor of ours.
+        CheckpointError: two names of the file mean the same tensor of ours, or a conversion lacks a tensor.
     """
     layout = detect(tensors, layouts)
     if layout is None:
         return Translation(None, strip_prefixes(tensors, is_ours))
     found = Translation(layout, {})
+    if layout.to_torch is not None:
+        tensors = layout.to_torch(tensors)
     for name, tensor in strip_prefixes(tensors, layout.knows).items():
         if name in layout.inert:
             found.inert[name] = tensor
-        elif (own := layout.table.ours(name)) is None and name.startswith(layout.ignored):
+        elif (own := layout.table.ours(name, is_ours)) is None and name.startswith(layout.ignored):
             found.ignored.append(name)
         else:
             _put(found.tensors, own or name, tensor)
@@ -65,7 +67,10 @@ def to_theirs(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
 
     Raises:
         CheckpointError: the layout has no name for a tensor.
+        ValueError: the layout orders values in its own way.
     """
+    if layout.to_torch is not None:
+        raise ValueError(f"values of the {layout.name} are converted one way only")
     renamed = {name: layout.table.theirs(name) for name in tensors}
     homeless = [name for name, theirs in renamed.items() if theirs is None]
     if homeless:

@@ -7,19 +7,23 @@ have the same wildcards in the same order. Rows match whole names, so a table re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 Row = tuple[str, str]
+Conversion = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 _WILDCARDS = {"{}": r"(0|[1-9]\d*)", "*": r"([a-z]+)"}
 _SPLIT = re.compile(r"(\{\}|\*)")
 
 
 class KeyTable:
-    """A one-to-one map between two sets of names.
+    """A map between two sets of names, one-to-one for any one model.
 
     Args:
-        rows: pairs (their pattern, our pattern).
+        rows: pairs (their pattern, our pattern). Of several rows for one name the first is taken, unless `ours` is told
+            which names a model has.
 
     Raises:
         ValueError: the two sides of a row have different wildcards.
@@ -33,13 +37,17 @@ class KeyTable:
         self._to_ours = [(_regex(theirs), _template(ours)) for theirs, ours in self.rows]
         self._to_theirs = [(_regex(ours), _template(theirs)) for theirs, ours in self.rows]
 
-    def ours(self, name: str) -> str | None:
-        """Return our name of one of theirs, None when the table has none."""
-        return _rename(name, self._to_ours)
+    def ours(self, name: str, is_ours: Callable[[str], bool] | None = None) -> str | None:
+        """Return our name of one of theirs, None when the table has none; of several one that ``is_ours`` accepts."""
+        found = _rename(name, self._to_ours)
+        first = next(found, None)
+        if first is None or is_ours is None or is_ours(first):
+            return first
+        return next(filter(is_ours, found), first)
 
     def theirs(self, name: str) -> str | None:
         """Return their name of one of ours, None when the table has none."""
-        return _rename(name, self._to_theirs)
+        return next(_rename(name, self._to_theirs), None)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
@@ -50,11 +58,10 @@ def _template(pattern: str) -> str:
     return _SPLIT.sub("{}", pattern)
 
 
-def _rename(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+def _rename(name: str, rows: list[tuple[re.Pattern[str], str]]) -> Iterator[str]:
     for pattern, template in rows:
         if match := pattern.fullmatch(name):
-            return template.format(*match.groups())
-    return None
+            yield template.format(*match.groups())
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,9 @@ class Layout:
         ignored: beginnings of their names of parts that our system does not have.
         tied: their name -> their other name for the same tensor; we keep one of them.
         advice: beginning of our names -> what to do when a file of this layout lacks such tensors.
+        parts: beginnings of our names of all that such a file holds; empty: a whole system.
+        to_torch: brings a file's tensors under the names that the table knows, with values as PyTorch orders them; its
+            names have dots where the file's may have slashes. None: they are so already.
     """
 
     name: str
@@ -78,6 +88,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     advice: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    to_torch: Conversion | None = None
 
     def knows(self, name: str) -> bool:
         """Return whether a name of theirs is one that the layout has a place for."""

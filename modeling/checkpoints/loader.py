@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...utils import untrusted
 from ...utils.errors import CheckpointError
-from .adapter import to_ours
+from .adapter import Translation, to_ours
 from .key_table import Layout
 
 _SHOWN = 6
@@ -58,7 +58,9 @@ class LoadReport:
         return "; ".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[str] = ()) -> LoadReport:
+def load_weights(
+    model: nn.Module, path: str | Path, *, allow_missing: Sequence[str] = (), partial: bool = False
+) -> LoadReport:
     """Fill a model from a weights file or a checkpoint folder, and log the report.
 
     Names are the model's own or those of a foreign layout that it lists as ``layouts`` (a sequence of
@@ -66,8 +68,10 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
 
     Args:
         model: the model.
-        path: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``, flat or nested; or a folder, see `find_weights`.
+        path: ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.npz``, flat or nested; or a folder, see
+            `find_weights`.
         allow_missing: beginnings of names that the file may lack; they keep their values, and a warning says so.
+        partial: a file whose layout holds some parts only (`key_table.Layout.parts`) is enough.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit; the message groups the names by part.
@@ -75,10 +79,13 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
     file = find_weights(Path(path))
     own = model.state_dict()
     found = to_ours(untrusted.load_flat_tensors(file), getattr(model, "layouts", ()), own.__contains__)
+    _ignore_absent_parts(found, own)
     report, fitting = compare(model, found.tensors)
     if found.layout is not None:
         report.layout, report.ignored, report.inert = found.layout.name, found.ignored, list(found.inert)
-    intolerable = [name for name in report.missing if not name.startswith(tuple(allow_missing))]
+    brought = found.layout.parts if partial and found.layout is not None else ()
+    wanted = [name for name in report.missing if not brought or name.startswith(brought)]
+    intolerable = [name for name in wanted if not name.startswith(tuple(allow_missing))]
     if not report.loaded or report.misshapen or report.unexpected or intolerable:
         raise _misfit(file, report, intolerable, found.layout)
     _refuse_bad_values(fitting, file)
@@ -88,6 +95,14 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_missing: Sequence[
     else:
         _log.info("weights %s: %s", file, report)
     return report
+
+
+def _ignore_absent_parts(found: Translation, own: Mapping[str, Tensor]) -> None:
+    """Leave out what a layout of a few parts brings for a part that the model is without."""
+    parts = () if found.layout is None else found.layout.parts
+    absent = tuple(part for part in parts if not any(name.startswith(part) for name in own))
+    found.ignored += [name for name in found.tensors if name.startswith(absent)]
+    found.tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith(absent)}
 
 
 def _misfit(file: Path, report: LoadReport, missing: Sequence[str], layout: Layout | None) -> CheckpointError:
@@ -123,7 +138,7 @@ def find_weights(path: Path) -> Path:
             "There are no weights.",
             where="RESUME_FROM",
             value=str(path),
-            allowed="a .safetensors, .pt, .pth or .bin file, or a folder with model.safetensors",
+            allowed="a .safetensors, .pt, .pth, .bin or .npz file, or a folder with model.safetensors",
         )
     return path
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...datasets.batches import PromptTargets
+from .word_pointer import covered_cells
 
 
 class DenseWords(nn.Module):
@@ -63,16 +64,4 @@ class DenseWords(nn.Module):
         words[:, self.ignore_ids] = 0.0
         sides = boxes[:, 2:] - boxes[:, :2]
         weight = 1 / sides.prod(-1).clamp(min=1.0).square() * boxes.any(-1)  # N
-        return (_inside(boxes, size, canvas) * weight[:, None]).T @ words
-
-
-def _inside(boxes: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
-    """Return which cells boxes cover, at least that of their middle: 1 or 0, (N, h * w)."""
-    (h, w), (height, width) = size, canvas
-    y = (torch.arange(h, device=boxes.device) + 0.5) * height / h
-    x = (torch.arange(w, device=boxes.device) + 0.5) * width / w
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = torch.maximum((boxes[:, 2:] - boxes[:, :2]) / 2, boxes.new_tensor((width / w / 2, height / h / 2)))
-    across = (x - middle[:, :1]).abs() <= half[:, :1]  # N w
-    down = (y - middle[:, 1:]).abs() <= half[:, 1:]  # N h
-    return (down[:, :, None] & across[:, None]).flatten(1).float()
+        return (covered_cells(boxes, size, canvas) * weight[:, None]).T @ words

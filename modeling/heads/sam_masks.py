@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import two_way
 from ..layers.mlp import MLP
-from ..layers.two_way import TRANSFORMERS_NAMES as TWO_WAY_NAMES
 from ..layers.two_way import TwoWayTransformer
 
 Size = tuple[int, int]
@@ -116,6 +116,7 @@ class MaskAdapter(nn.Module):
         dim: D.
         num_tokens: corners of a box.
         depth, num_heads, mlp_dim: of the two-way transformer.
+        initial_gate: before training; what is added starts with the hyperbolic tangent of it.
     """
 
     def __init__(
@@ -128,13 +129,14 @@ class MaskAdapter(nn.Module):
         depth: int = 2,
         num_heads: int = 8,
         mlp_dim: int = 2048,
+        initial_gate: float = 0.0,
     ) -> None:
         super().__init__()
         self.visual, self.textual = (
             nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim)) for width in (visual_dim, text_dim)
         )
         self.output_tokens = nn.Parameter(torch.randn(num_tokens, dim))
-        self.gate = nn.Parameter(torch.zeros(num_tokens, dim))
+        self.gate = nn.Parameter(torch.full((num_tokens, dim), initial_gate))
         self.transformer = TwoWayTransformer(depth, dim, num_heads, mlp_dim)
 
     def forward(self, visual: Tensor, text: Tensor) -> Tensor:
@@ -165,17 +167,41 @@ def masks_to_image(logits: Tensor, *, canvas: Size, size: Size, original: Size) 
     return (resized > 0).reshape(*logits.shape[:-2], *original)
 
 
+_TOKENS = (("iou_token.weight", "iou_token.weight"), ("mask_tokens.weight", "mask_tokens.weight"))
+_MLPS = (("output_hypernetworks_mlps.{}", "mask_mlps.{}"), ("iou_prediction_head", "quality"))
+
 # transformers' names below "mask_decoder." and ours; {} is an index, * is weight or bias
 TRANSFORMERS_NAMES = (
-    *((f"transformer.{theirs}", f"transformer.{ours}") for theirs, ours in TWO_WAY_NAMES),
-    ("iou_token.weight", "iou_token.weight"),
-    ("mask_tokens.weight", "mask_tokens.weight"),
+    *_TOKENS,
+    *((f"transformer.{theirs}", f"transformer.{ours}") for theirs, ours in two_way.TRANSFORMERS_NAMES),
     ("upscale_conv1.*", "upscale1.*"),
     ("upscale_layer_norm.*", "upscale_norm.*"),
     ("upscale_conv2.*", "upscale2.*"),
     *(
         (f"{theirs}.{layer}.*", f"{ours}.layers.{index}.*")
-        for theirs, ours in (("output_hypernetworks_mlps.{}", "mask_mlps.{}"), ("iou_prediction_head", "quality"))
+        for theirs, ours in _MLPS
         for index, layer in enumerate(("proj_in", "layers.0", "proj_out"))
     ),
+)
+
+# SAM's own names, which are PixelLLM's, below "mask_decoder." and ours
+ORIGINAL_NAMES = (
+    *_TOKENS,
+    *((f"transformer.{theirs}", f"transformer.{ours}") for theirs, ours in two_way.ORIGINAL_NAMES),
+    ("output_upscaling.0.*", "upscale1.*"),
+    ("output_upscaling.1.*", "upscale_norm.*"),
+    ("output_upscaling.3.*", "upscale2.*"),
+    *((f"{theirs}.layers.{{}}.*", f"{ours}.layers.{{}}.*") for theirs, ours in _MLPS),
+)
+
+# PixelLLM's names below "mask_adapter." and ours
+ADAPTER_NAMES = (
+    ("output_tokens.weight", "output_tokens"),
+    ("alpha_output.weight", "gate"),
+    *(
+        (f"{part}_projection_mlp.{theirs}.*", f"{part}.{index}.*")
+        for part in ("visual", "textual")
+        for index, theirs in enumerate(("LayerNorm_0", "layers.0"))
+    ),
+    *((f"transformer.{theirs}", f"transformer.{ours}") for theirs, ours in two_way.ORIGINAL_NAMES),
 )

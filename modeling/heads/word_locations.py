@@ -5,6 +5,8 @@ Shapes: R texts, T tokens, K points per token, D width of the language model.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,20 @@ from ...utils.errors import UsageError, nearest
 from ..layers.mlp import MLP
 
 TOKEN_KINDS = ("pad", "begin", "end", "end-1", "text")
+
+
+class Located(NamedTuple):
+    """Where the tokens of texts are.
+
+    Attributes:
+        states: (R, T, D) that the places were read from.
+        points: (R, T, K, 2), pixels.
+        scores: (R, T, N) of the map's cells, when words point at them; see `WordPointer`.
+    """
+
+    states: Tensor
+    points: Tensor
+    scores: Tensor | None = None
 
 
 class WordLocations(nn.Module):

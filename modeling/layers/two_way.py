@@ -157,20 +157,29 @@ def repeat_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-# transformers' names (SamTwoWayTransformer) and ours; {} is an index, * is weight or bias
-TRANSFORMERS_NAMES = (
-    *(
-        (f"layers.{{}}.{theirs}.{part}_proj.*", f"layers.{{}}.{ours}.{part}_proj.*")
-        for theirs, ours in (
-            ("self_attn", "self_attn"),
-            ("cross_attn_token_to_image", "token_to_image"),
-            ("cross_attn_image_to_token", "image_to_token"),
-        )
-        for part in ("q", "k", "v", "out")
-    ),
+_ATTENTIONS = (
+    ("layers.{}.self_attn", "layers.{}.self_attn"),
+    ("layers.{}.cross_attn_token_to_image", "layers.{}.token_to_image"),
+    ("layers.{}.cross_attn_image_to_token", "layers.{}.image_to_token"),
+    ("final_attn_token_to_image", "final_attn"),
+)
+_LINEAR = (
+    *((f"{theirs}.{part}_proj.*", f"{ours}.{part}_proj.*") for theirs, ours in _ATTENTIONS for part in "qkv"),
+    *((f"{theirs}.out_proj.*", f"{ours}.out_proj.*") for theirs, ours in _ATTENTIONS),
     ("layers.{}.mlp.lin1.*", "layers.{}.mlp.layers.0.*"),
     ("layers.{}.mlp.lin2.*", "layers.{}.mlp.layers.1.*"),
+)
+
+# transformers' names (SamTwoWayTransformer) and ours; {} is an index, * is weight or bias
+TRANSFORMERS_NAMES = (
+    *_LINEAR,
     ("layers.{}.layer_norm{}.*", "layers.{}.norm{}.*"),
-    *((f"final_attn_token_to_image.{part}_proj.*", f"final_attn.{part}_proj.*") for part in ("q", "k", "v", "out")),
     ("layer_norm_final_attn.*", "norm_final.*"),
+)
+
+# SAM's own names, which are PixelLLM's, and ours
+ORIGINAL_NAMES = (
+    *_LINEAR,
+    ("layers.{}.norm{}.*", "layers.{}.norm{}.*"),
+    ("norm_final_attn.*", "norm_final.*"),
 )

@@ -19,7 +19,8 @@ from ..heads.detector.detector import Detector, DetectorMaps
 from ..heads.detector.levels import Levels
 from ..heads.detector.rois import RoiSamples
 from ..heads.sam_masks import SamMasks
-from ..heads.word_locations import points_to_boxes, token_mask
+from ..heads.word_locations import Located, points_to_boxes, token_mask
+from ..heads.word_pointer import covered_cells, pointing_loss
 from ..llm.adapter import LanguageModel
 from ..region_encoders.prompt_rows import PromptRows
 from .detection import centre_losses, centre_targets, roi_losses
@@ -29,6 +30,7 @@ from .text import spoken_words, text_loss
 from .word_points import located, word_points_l1
 
 Losses = dict[str, LossTerm]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class PromptWeights:
         box: L1 of the corners that the last word of an expression points at, pixels.
         giou: 1 - GIoU of that box; not published, 0 leaves it out.
         mask, quality: of masks, see `MaskSums`.
+        pointer: of the cells that words point at; not published.
         words: of the auxiliary head on the map; not published.
         heat, reach, objects, deltas: of the detector, see `CentreSums` and `RoiSums`.
     """
@@ -51,6 +54,7 @@ class PromptWeights:
     giou: float = 0.0
     mask: float = 1.0
     quality: float = 1.0
+    pointer: float = 0.0
     words: float = 0.0
     heat: float = 0.5
     reach: float = 1.0
@@ -113,8 +117,16 @@ class PromptCriterion:
         )
         return {"loss_text": term}
 
-    def places(self, points: Tensor, rows: PromptRows) -> Losses:
-        """Compare the points of tokens, (R, T, K, 2) pixels: of a narrative's words, of the boxes of expressions."""
+    def places(self, words: Located, rows: PromptRows, size: Size, canvas: Size) -> Losses:
+        """Compare the places of tokens: of a narrative's words, of the boxes of expressions.
+
+        Args:
+            words: their places.
+            rows: of the texts.
+            size: (h, w) of the map that words point at.
+            canvas: (height, width), pixels.
+        """
+        points = words.points
         learns, weights = rows.learns[:, 1], self.weights
         traced, boxed = self._traced(rows.text, rows.word_boxes, learns), self._boxed(rows.text, rows.task, learns)
         corners = rows.boxes_xyxy[:, None].expand(-1, points.shape[1], -1).unflatten(-1, (2, 2))
@@ -126,9 +138,16 @@ class PromptCriterion:
         if weights.giou:
             apart = 1 - generalized_iou(points_to_boxes(points, boxed), rows.boxes_xyxy)
             losses["loss_giou"] = LossTerm(torch.where(boxed.any(1), apart, 0.0).sum(), "boxes", weights.giou)
+        if words.scores is not None:
+            for name, counted, at, boxes in (
+                ("loss_trace_pointer", "traced", traced, rows.word_boxes),
+                ("loss_box_pointer", "boxes", boxed, rows.boxes_xyxy[:, None].expand(-1, points.shape[1], -1)),
+            ):
+                total = pointing_loss(words.scores[at], covered_cells(boxes[at], size, canvas))
+                losses[name] = LossTerm(total, counted, weights.pointer)
         return losses
 
-    def masks(self, found: SamMasks, rows: PromptRows, canvas: tuple[int, int]) -> Losses:
+    def masks(self, found: SamMasks, rows: PromptRows, canvas: Size) -> Losses:
         """Compare the first mask of each row with its truth."""
         logits, quality = found.logits[:, 0], found.quality[:, 0]
         learns = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
@@ -138,9 +157,7 @@ class PromptCriterion:
             "loss_quality": LossTerm(sums.quality, "masks", self.weights.quality),
         }
 
-    def pictures(
-        self, head: DenseWords, features: Tensor, targets: Sequence[PromptTargets], canvas: tuple[int, int]
-    ) -> Losses:
+    def pictures(self, head: DenseWords, features: Tensor, targets: Sequence[PromptTargets], canvas: Size) -> Losses:
         """Compare the words predicted from every cell of a map."""
         return {"loss_words": LossTerm(head.loss(features, targets, canvas), "pictures", self.weights.words)}
 

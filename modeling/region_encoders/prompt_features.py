@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..layers.two_way import ORIGINAL_NAMES as TWO_WAY_NAMES
 from ..layers.two_way import TwoWayTransformer
 from .location_prompts import PromptTokens
 
@@ -71,12 +72,6 @@ class PromptFeatures(nn.Module):
         return torch.stack([layer(tokens[:, index]) for index, layer in enumerate(self.outputs)], 1)
 
 
-_ATTENTIONS = (
-    *(("layers.{}.self_attn", "layers.{}.self_attn"), ("final_attn_token_to_image", "final_attn")),
-    ("layers.{}.cross_attn_token_to_image", "layers.{}.token_to_image"),
-    ("layers.{}.cross_attn_image_to_token", "layers.{}.image_to_token"),
-)
-
 # PixelLLM's names and ours, below "prompt_adapter."; {} is an index, * is weight or bias
 ORIGINAL_NAMES = (
     ("output_tokens.weight", "queries.weight"),
@@ -84,13 +79,5 @@ ORIGINAL_NAMES = (
     ("prompt_embedding_projection_mlp.layers.0.*", "prompt_proj.*"),
     ("image_pe_projection_mlp.layers.0.*", "position_proj.*"),
     ("output_hypernetworks_mlps.{}.layers.0.*", "outputs.{}.*"),
-    *(
-        (f"transformer.{theirs}.{part}_proj.*", f"transformer.{ours}.{part}_proj.*")
-        for theirs, ours in _ATTENTIONS
-        for part in ("q", "k", "v", "out")
-    ),
-    ("transformer.layers.{}.mlp.lin1.*", "transformer.layers.{}.mlp.layers.0.*"),
-    ("transformer.layers.{}.mlp.lin2.*", "transformer.layers.{}.mlp.layers.1.*"),
-    ("transformer.layers.{}.norm{}.*", "transformer.layers.{}.norm{}.*"),
-    ("transformer.norm_final_attn.*", "transformer.norm_final.*"),
+    *((f"transformer.{theirs}", f"transformer.{ours}") for theirs, ours in TWO_WAY_NAMES),
 )

@@ -49,7 +49,7 @@ class SamBackbone:
     """SAM's image encoder beside it; INPUT.PIXEL_MEAN and PIXEL_STD are its own."""
 
     SIZE: str = key("huge", "which of SAM's; none: without", choices=["none", "base", "large", "huge"])
-    PRETRAINED: str = key("", "SamModel of transformers to start from, mask decoder included: hub name or folder")
+    PRETRAINED: str = key("", "SAM's weights to start from, mask decoder included: hub name, folder or .pth")
     FROZEN: bool = key(True, "it does not learn, nor does the prompt encoder")
     DROP_PATH_RATE: float = key(0.5, "stochastic depth, where it is not at rest", minimum=0, maximum=0.99)
     TABLES: str = key(
@@ -116,6 +116,7 @@ class Places:
 
     DIM: int = key(512, "hidden size of the MLP", minimum=1)
     DEPTH: int = key(4, "its layers", minimum=1)
+    POINTER_DIM: int = key(0, "width in which words choose cells of the map; not published, 0: they don't", minimum=0)
 
 
 @dataclass
@@ -149,6 +150,7 @@ class MaskHead:
     FFN_DIM: int = key(2048, "hidden size of the feed-forward blocks", minimum=1)
     QUALITY_DIM: int = key(256, "hidden size of the MLP that predicts the IoU", minimum=1)
     FROZEN: bool = key(True, "it keeps SAM's weights; what steers it learns")
+    INITIAL_GATE: float = key(0.0, "what steers it starts with the hyperbolic tangent of this; 0: as published")
 
 
 @dataclass
@@ -161,6 +163,7 @@ class LossWeights:
     GIOU: float = key(0.0, "the same, 1 - GIoU; not published", minimum=0)
     MASK: float = key(1.0, "masks: 20 focal + dice", minimum=0)
     QUALITY: float = key(1.0, "predicted IoU of masks", minimum=0)
+    POINTER: float = key(1.0, "cells of the map that words choose, with PLACES.POINTER_DIM", minimum=0)
     WORDS: float = key(0.0, "words of the texts, from every cell of the map; not published, 0: no such head", minimum=0)
     DETECTION: float = key(1.0, "the detector's four losses", minimum=0)
     LABEL_SMOOTHING: float = key(0.1, "of the next word", minimum=0, maximum=0.99)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from locap.datasets.batches import unpack_masks
 from locap.modeling.heads.sam_masks import MaskAdapter, SamMaskDecoder, masks_to_image
-from locap.modeling.losses.sam_masks import focal_loss, hard_iou, sam_mask_losses, unpack_masks
+from locap.modeling.losses.sam_masks import focal_loss, hard_iou, sam_mask_losses
 
 SMALL = {"dim": 16, "num_heads": 2, "mlp_dim": 24}
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,6 +35,32 @@ def check(loaded):
 def test_safetensors_load(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors")
     check(load_tensors(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_load(tmp_path, save):
+    save(tmp_path / "a.npz", **{name: tensor.numpy() for name, tensor in STATE.items()})
+    check(load_tensors(tmp_path / "a.npz"))
+
+
+def test_bfloat16_arrays_load(tmp_path):
+    wanted = torch.tensor([1.5, -2.0]).bfloat16()
+    np.savez(tmp_path / "a.npz", **{"a/b": wanted.view(torch.int16).numpy().view("V2")})
+    assert torch.equal(load_tensors(tmp_path / "a.npz")["a/b"], wanted)
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    sentinel = tmp_path / "sentinel"
+    np.savez(tmp_path / "a.npz", w=np.array([Payload(sentinel)], dtype=object))
+    with pytest.raises(CheckpointError, match=r"could execute code\. Nothing was executed"):
+        load_tensors(tmp_path / "a.npz")
+    assert not sentinel.exists()
+
+
+def test_an_archive_that_swells_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", w=np.zeros(10**7, dtype=np.uint8))
+    with pytest.raises(CheckpointError, match="far more memory"):
+        load_tensors(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "bin"])
@@ -85,6 +112,8 @@ def test_objects_beside_the_tensors_are_named(tmp_path):
         ("a.pt", b"\x80\x02garbage", "truncated or corrupt"),
         ("a.safetensors", b"\xff" * 40, "its header claims"),
         ("a.safetensors", b"\x08" + b"\0" * 7 + b"notjson!", "truncated or corrupt"),
+        ("a.npz", b"\x93NUMPY\x01\x00", "no archive of arrays"),
+        ("a.npz", b"PK\x03\x04 and then nothing", "truncated or corrupt"),
         ("a.onnx", b"x", "not a known kind"),
     ],
 )

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ..errors import CheckpointError, LocapError
 from .files import head_bytes, masquerade, require_file, shown
 
 MAX_SAFETENSORS_HEADER = 100_000_000
-PREFIXES = ("module.", "model.", "_orig_mod.")  # of wrappers: DataParallel and DDP, trainers, torch.compile
+MAX_EXPANSION = 100
+PREFIXES = ("module.", "model.", "_orig_mod.", "optimizer.", "target.", "params.")
+"""Of wrappers: DataParallel and DDP, trainers, torch.compile, Flax's states."""
 NESTED = ("model", "module", "state_dict", "model_state_dict")
 
 
@@ -22,8 +25,8 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     """Load weights to the CPU without executing anything in the file.
 
     Returns:
-        Name -> tensor for ``.safetensors``; for ``.pt``, ``.pth`` and ``.bin`` the dictionary that was saved, nested
-        as it is (``{"model": {...}, "optimizer": ...}``).
+        Name -> tensor for ``.safetensors`` and ``.npz``; for ``.pt``, ``.pth`` and ``.bin`` the dictionary that was
+        saved, nested as it is (``{"model": {...}, "optimizer": ...}``).
 
     Raises:
         CheckpointError: missing, truncated, a Git LFS pointer or HTML, or a pickle that names anything but tensors
@@ -40,8 +43,10 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
         return _load_safetensors(path, head)
     if suffix in (".pt", ".pth", ".bin"):
         return _load_pickle(path, head)
+    if suffix == ".npz":
+        return _load_npz(path, head)
     raise CheckpointError(
-        "This is not a known kind of weights file.", where=shown(path), allowed=".safetensors, .pt, .pth, .bin"
+        "This is not a known kind of weights file.", where=shown(path), allowed=".safetensors, .pt, .pth, .bin, .npz"
     )
 
 
@@ -82,6 +87,56 @@ def _load_safetensors(path: str | Path, head: bytes) -> dict[str, Any]:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, RuntimeError) as err:
         raise _broken_weights(path, str(err)) from None
+
+
+def _load_npz(path: str | Path, head: bytes) -> dict[str, Any]:
+    import numpy as np
+
+    if not head.startswith(b"PK\x03\x04"):
+        raise _broken_weights(path, "it is no archive of arrays")
+    try:
+        _refuse_bomb(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _array_tensor(arrays[name]) for name in arrays.files}
+    except LocapError:
+        raise
+    except Exception as err:  # a corrupt archive surfaces as BadZipFile, zlib.error, ValueError, EOFError, KeyError, …
+        if "allow_pickle" in str(err):
+            raise _objects_refused(path) from None
+        raise _broken_weights(path, str(err) or type(err).__name__) from None
+
+
+def _objects_refused(path: str | Path) -> CheckpointError:
+    return CheckpointError(
+        "The weights file was refused: it holds Python objects, and loading those could execute code. Nothing was "
+        "executed.",
+        where=shown(path),
+        allowed="arrays of numbers",
+        fix="write each tensor as an array of its own: numpy.savez(path, **{name: numpy.asarray(tensor), …})",
+    )
+
+
+def _array_tensor(array: Any) -> Any:
+    """Return an array's tensor; NumPy has no bfloat16 and stores it as two bytes without a meaning."""
+    import torch
+
+    if array.dtype.str == "|V2":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _refuse_bomb(path: str | Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    packed = Path(path).stat().st_size
+    if unpacked > MAX_EXPANSION * packed:
+        raise CheckpointError(
+            "The weights file was refused: it would take far more memory than it has bytes.",
+            where=shown(path),
+            value=f"{packed} bytes for {unpacked}",
+            allowed=f"at most {MAX_EXPANSION} times its size",
+            fix="write it with numpy.savez, which does not compress",
+        )
 
 
 def _load_pickle(path: str | Path, head: bytes) -> dict[str, Any]:
