@@ -16,7 +16,7 @@ from locap.datasets.records import Record, decode_mask, record_from_json, record
 from locap.modeling.backbones.sam_vit import SIZES
 from locap.modeling.heads.word_locations import points_to_boxes
 from locap.modeling.pixelllm import PixelLLM
-from locap.modeling.region_encoders.prompt_rows import group_prompts
+from locap.modeling.region_encoders.prompt_rows import PromptRows, group_prompts
 from locap.utils.errors import UsageError
 from locap.utils.tokenizers import LanguageTokenizer
 
@@ -292,13 +292,19 @@ def test_what_each_task_is_answered_with(model, wide):
         assert record_from_json(record_to_json(record)) == record
 
 
+@torch.no_grad()
+def places_of(model: PixelLLM, batch: Batch, rows: PromptRows) -> Tensor:
+    maps = model.encode(batch.images)
+    states = model.language.states(model.look(maps, rows), rows.context, rows.text)
+    return model.locate(maps, rows, states).points
+
+
 def test_the_box_of_a_phrase_is_where_its_last_word_points(model, wide):
     batch = wide.questions("refer", "refer")
     found = answers(model, batch)
     for record, piece in zip(found, split_of(batch), strict=True):
         (rows,) = group_prompts(piece.targets, pad_id=0, device=torch.device("cpu"), all_rows=True)
-        with torch.no_grad():
-            _, points = model.read(model.look(model.encode(piece.images), rows), rows)
+        points = places_of(model, piece, rows)
         ends = [row.tolist().index(model.tokenizer.end_id) for row in piece.targets[0].text]
         last = torch.stack([points[k, end - 1] for k, end in enumerate(ends)])[:, None]
         boxes = points_to_boxes(last, torch.ones(len(last), 1, dtype=torch.bool)) * torch.tensor([80 / 64, 48 / 38] * 2)
@@ -395,9 +401,7 @@ def test_given_words_are_placed_piece_by_piece(tiny_pixelllm, wide):
         assert len(narrative.words) == len(narrative.traces) == pieces
         assert all(len(stroke) == 2 for stroke in narrative.traces)  # both corners
     (rows,) = group_prompts(batch.targets, pad_id=0, device=torch.device("cpu"), all_rows=True)
-    with torch.no_grad():
-        _, points = model.read(model.look(model.encode(batch.images), rows), rows)
-    expected = points[0, 1] * torch.tensor([80 / 64, 48 / 38])
+    expected = places_of(model, batch, rows)[0, 1] * torch.tensor([80 / 64, 48 / 38])
     torch.testing.assert_close(torch.tensor(record.narratives[0].traces[0])[:, :2], expected)
 
 
