@@ -15,6 +15,7 @@ from locap.datasets.prepare.shapes_vocabulary import FOLDER
 from locap.datasets.records import Record, decode_mask, record_from_json, record_to_json
 from locap.modeling.backbones.sam_vit import SIZES
 from locap.modeling.heads.word_locations import points_to_boxes
+from locap.modeling.llm.adapter import write_texts
 from locap.modeling.pixelllm import PixelLLM
 from locap.modeling.region_encoders.prompt_rows import PromptRows, group_prompts
 from locap.utils.errors import UsageError
@@ -28,6 +29,7 @@ BUILDS = {
     "aids": {"aids": True},
     "grid of boxes only": {"aids": True, "overrides": (FEATURES + "WHOLE_GRID", "0")},
     "grid of images only": {"aids": True, "overrides": (FEATURES + "GRID", "0")},
+    "recomputed": {"overrides": (TEXT + "RECOMPUTE", "true")},
     "published prompts": {"overrides": (FEATURES + "PUBLISHED_PROMPTS", "true")},
 }
 
@@ -125,7 +127,7 @@ def test_padding_of_texts_contexts_and_prompts_changes_nothing(tiny_pixelllm, dr
         for target in batch.targets
     ]
     after = totals(model, replace(batch, targets=grown))
-    for name in before.keys() - {"loss_mask", "loss_quality"}:  # the adapter looks at padding too, as published
+    for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -324,8 +326,30 @@ def test_images_of_a_batch_are_answered_as_alone(model, wide):
         for one, other in zip(together.regions, alone.regions, strict=True):
             assert one.box_xyxy == pytest.approx(other.box_xyxy, abs=1e-3)
             assert one.caption_score == pytest.approx(other.caption_score, abs=1e-4)
+            assert one.score == pytest.approx(other.score, abs=1e-4)
             if one.mask:
                 assert (decode_mask(one.mask) != decode_mask(other.mask)).mean() < 0.01
+
+
+def test_beams_place_the_words_of_the_best_text(tiny_pixelllm, wide):
+    """What the search kept is what a second reading of its text gives."""
+    model = tiny_pixelllm.build(TEXT + "BEAM_SIZE", "3", TEXT + "MAX_STEPS", "7")
+    batch = wide.questions("trace", "caption", "", "trace")
+    found = answers(model, batch)
+    for record, piece in zip(found, split_of(batch), strict=True):
+        assert texts(record) == texts(answers(model, piece)[0])
+    (rows,) = group_prompts(batch.targets[:1], pad_id=0, device=torch.device("cpu"), all_rows=True)
+    with torch.no_grad():
+        visual = model.look(model.encode(batch.images[:1]), rows)
+        best = write_texts(model.language, visual, rows.context, model.prediction.search)
+        rows.text = best.tokens
+    points = places_of(model, split_of(batch)[0], rows)
+    narrative = found[0].narratives[0]
+    assert narrative.caption == model.tokenizer.decode(best.tokens[0, 1:])
+    first = torch.cat([points[0, 1].amin(0), points[0, 1].amax(0)])
+    if len(model.tokenizer.decode(best.tokens[0, 1:3]).split()) == 2:  # the first piece is a word
+        middle = (first[:2] + first[2:]) / 2 * torch.tensor([80 / 64, 48 / 38])
+        torch.testing.assert_close(torch.tensor(narrative.traces[0][0][:2]), middle, rtol=1e-4, atol=1e-3)
 
 
 def test_images_without_prompts_and_without_objects(model, wide):
@@ -421,6 +445,13 @@ def test_a_vocabulary_of_another_size_is_told(tiny_pixelllm):
     with pytest.raises(UsageError, match="vocabulary") as caught:
         tiny_pixelllm.build(TEXT + "VOCAB_SIZE", "99")
     assert caught.value.fix.endswith("VOCAB_SIZE 143")
+
+
+def test_what_is_to_be_found_needs_a_detector(tiny_pixelllm):
+    keys = ("DATASETS.TEST", "[region:shapes_val, detect:shapes_val]", DETECTOR + "ENABLED")
+    with pytest.raises(UsageError, match="detect:shapes_val"):
+        tiny_pixelllm.build(*keys, "false")
+    assert tiny_pixelllm.build(*keys, "true").detector is not None
 
 
 def test_parts_that_are_switched_off_are_not_there(tiny_pixelllm, drawn):

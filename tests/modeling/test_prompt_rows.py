@@ -95,6 +95,13 @@ def test_masks_of_some_images():
     assert bare.unpacked_masks((8, 8)).shape == (2, 8, 8)
 
 
+def test_padding_is_behind_a_text():
+    (rows,) = grouped(target("refer", 1))
+    rows.text = torch.tensor([[0, 5, 0, 1, 0, 0], [2, 3, 0, 0, 0, 0], [0, 0, 0, 0, 0, 7]])
+    assert rows.spoken(0).sum(1).tolist() == [4, 2, 6]
+    assert rows.spoken(0)[0].tolist() == [True] * 4 + [False] * 2
+
+
 @pytest.mark.parametrize("kept", [[], [0], [1, 3], [0, 1, 2, 3]])
 def test_some_texts(kept: list[int]):
     (rows,) = grouped(target("refer", 2, masks=True), target("refer", 0), target("refer", 2, first=20, masks=True))
