@@ -178,7 +178,7 @@ def test_it_learns_words_places_boxes_and_masks_of_a_few_scenes(tiny_pixelllm, d
 
 
 @pytest.fixture
-def published_tiny(tiny_pixelllm, monkeypatch, tmp_path) -> tuple[PixelLLM, LanguageTokenizer]:
+def published_keys(monkeypatch, tmp_path) -> list[str]:
     """EVA-02 beside a frozen SAM, T5 with low-rank matrices from a folder: the published frame at a tiny size."""
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -187,15 +187,19 @@ def published_tiny(tiny_pixelllm, monkeypatch, tmp_path) -> tuple[PixelLLM, Lang
     letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz.,?"]
     tokens = [*special, *(("▁" + word, -1.0) for word in pieces), *letters]
     T5Tokenizer(vocab=tokens, extra_ids=0).save_pretrained(tmp_path)
-    sizes = {"vocab_size": 160, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    sizes = {"vocab_size": 142, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
     torch.manual_seed(0)
     T5ForConditionalGeneration(T5Config(**sizes, feed_forward_proj="gated-gelu")).save_pretrained(tmp_path)
     monkeypatch.setitem(SIZES, "base", (16, 4, 2))
     keys = "BACKBONE.NAME timm:eva02_large_patch14_224.mim_m38m BACKBONE.DIM 32 BACKBONE.DEPTH 1 BACKBONE.HEADS 2"
     keys += " SAM.SIZE base PROMPT_FEATURES.PROMPT_DIM 256 MASK_HEAD.FROZEN true TEXT_DECODER.NAME t5"
     keys += f" TEXT_DECODER.PRETRAINED {tmp_path} TEXT_DECODER.TOKENIZER {tmp_path} TEXT_DECODER.LORA.RANK 2"
-    names = [f"MODEL.{word}" if k % 2 == 0 else word for k, word in enumerate(keys.split())]
-    return tiny_pixelllm.build(*names), LanguageTokenizer.from_pretrained(tmp_path, 64)
+    return [f"MODEL.{word}" if k % 2 == 0 else word for k, word in enumerate(keys.split())]
+
+
+@pytest.fixture
+def published_tiny(tiny_pixelllm, published_keys, tmp_path) -> tuple[PixelLLM, LanguageTokenizer]:
+    return tiny_pixelllm.build(*published_keys), LanguageTokenizer.from_pretrained(tmp_path, 64)
 
 
 def test_frozen_parts_rest_and_get_no_gradient(tiny_pixelllm, published_tiny):
@@ -259,6 +263,12 @@ def test_a_vocabulary_of_another_size_is_told(tiny_pixelllm):
     with pytest.raises(UsageError, match="vocabulary") as caught:
         tiny_pixelllm.build(TEXT + "VOCAB_SIZE", "99")
     assert caught.value.fix.endswith("VOCAB_SIZE 143")
+
+
+def test_words_that_a_language_model_lacks_are_told(tiny_pixelllm, published_keys):
+    with pytest.raises(UsageError, match="does not know all words") as caught:
+        tiny_pixelllm.build(*published_keys, TEXT + "TOKENIZER", "shapes")
+    assert caught.value.allowed.startswith("at most 142")
 
 
 def test_what_is_to_be_found_needs_a_detector(tiny_pixelllm):
