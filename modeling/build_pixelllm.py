@@ -100,6 +100,12 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
     return system.train()
 
 
+def encoder_layers(system: PixelLLM) -> list[list[nn.Parameter]]:
+    """Return the parameters of the main encoder's layers, the input first; none of an encoder that is no plain ViT."""
+    body = system.encoder.encoders[MAIN].encoder
+    return body.layers() if isinstance(body, TimmViT) else []
+
+
 def _encoder(cfg: Any) -> FusedEncoder:
     main, sam = cfg.MODEL.BACKBONE, cfg.MODEL.SAM
     body = _pyramid_map(main) if main.NAME == "focal" else _timm_vit(main)

@@ -20,6 +20,7 @@ from . import build_pixelllm as pixelllm
 from .checkpoints.loader import find_weights, load_weights
 
 Tensors = Mapping[str, Tensor]
+Layers = Sequence[Sequence[nn.Parameter]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class System:
         starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
             never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
+        layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """
 
@@ -39,6 +41,7 @@ class System:
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
     starts_fresh: tuple[str, ...] = ()
     targets: type[Targets] = RegionTargets
+    layers: Callable[[nn.Module], Layers] | None = None
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
 
 
@@ -50,7 +53,11 @@ SYSTEMS = {
         exports={"original": pix2cap.original_pix2cap},
     ),
     "pixelllm_model": System(
-        pixelllm.build_language_tokenizer, pixelllm.build_pixelllm, pixelllm.STARTS_FRESH, targets=PromptTargets
+        pixelllm.build_language_tokenizer,
+        pixelllm.build_pixelllm,
+        pixelllm.STARTS_FRESH,
+        targets=PromptTargets,
+        layers=pixelllm.encoder_layers,
     ),
 }
 

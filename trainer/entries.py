@@ -50,12 +50,13 @@ def eval_groups(cfg: Any) -> list[tuple[Entry, ...]]:
     """Return the items of DATASETS.TEST that are scored together: all of them, or each for a prompted system.
 
     Raises:
-        UsageError: one is not what the system takes, or EVAL_VARIANTS names another.
+        UsageError: one is not what the system takes, or EVAL_VARIANTS names neither an item nor a task.
     """
     prompted = is_prompted(cfg)
     entries = _read(cfg.DATASETS.TEST, "DATASETS.TEST", prompted)
     groups = [(entry,) for entry in entries] if prompted else [tuple(entries)]
-    _require_known(cfg.EVAL_VARIANTS, list(map(name_of, groups)), "EVAL_VARIANTS", "DATASETS.TEST")
+    known = [*map(name_of, groups), *(TASKS if prompted else ())]
+    _require_known(cfg.EVAL_VARIANTS, known, "EVAL_VARIANTS", "DATASETS.TEST")
     return groups
 
 

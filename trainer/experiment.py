@@ -21,6 +21,7 @@ from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import build_trained, configured_weights, find_system
 from ..utils import untrusted
 from ..utils.config import save_config
+from ..utils.errors import UsageError
 from ..utils.files import write_tensors
 from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, verify
 from .data import EvalSet, First, open_eval_sets, open_training, train_loader
@@ -29,7 +30,7 @@ from .entries import eval_groups
 from .evaluate import evaluate_sets, precision, score_stored
 from .logs import JsonLines, TensorBoard, Tracker, Trackers, Wandb
 from .loop import StepReport, TrainingLoop
-from .optimizer import build_optimizer, build_schedule
+from .optimizer import Layers, build_optimizer, build_schedule
 from .progress import ProgressBar
 from .run_folder import make_run_folder, resumed_run
 from .scoring import check_protocols, headline, print_scores
@@ -98,7 +99,7 @@ class TrainingRun:
         clip = solver.CLIP_GRADIENTS
         return TrainingLoop(
             self.model,
-            build_optimizer(self.model, solver),
+            build_optimizer(self.model, solver, decayed_layers(self.model, cfg)),
             build_schedule(solver, self.max_steps),
             world=self.world,
             seed=cfg.SEED,
@@ -226,6 +227,27 @@ class TrainingRun:
         verify(given)
         self.checkpoints.go_back(given)
         return given
+
+
+def decayed_layers(model: nn.Module, cfg: Any) -> Layers:
+    """Return the layers that SOLVER.LAYER_DECAY tells apart, none where it is 1.
+
+    Raises:
+        UsageError: the model's encoder has no such layers.
+    """
+    if cfg.SOLVER.LAYER_DECAY == 1:
+        return ()
+    layers_of = find_system(cfg.MODEL.NAME).layers
+    layers = layers_of(model) if layers_of else ()
+    if not layers:
+        raise UsageError(
+            "The model's encoder is no plain ViT, whose layers could learn at rates of their own.",
+            where="SOLVER.LAYER_DECAY",
+            value=cfg.SOLVER.LAYER_DECAY,
+            allowed="1, or another encoder",
+            fix="--overrides SOLVER.LAYER_DECAY 1",
+        )
+    return layers
 
 
 def _reaches(every: int, now: int, before: int | None = None) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+Layers = Sequence[Sequence[nn.Parameter]]
+COSINES = ("WarmupCosineLR", "CosineAfterWarmupLR")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -24,6 +26,10 @@ class GroupRule:
         weight_decay_norm: of normalisation layers.
         weight_decay_embed: of embeddings.
         weight_decay_bias: of modules with "bias" in their name (of the module, not of the parameter).
+        decay_by_shape: ``weight_decay`` goes to all parameters of two dimensions and more, embeddings too, and no
+            other decays.
+        layer_decay: the last of the encoder's layers learns at this share of the rate, every one before it at this
+            share of the next one's.
     """
 
     lr_multipliers: Mapping[str, float]
@@ -31,20 +37,35 @@ class GroupRule:
     weight_decay_norm: float
     weight_decay_embed: float
     weight_decay_bias: float
+    decay_by_shape: bool = False
+    layer_decay: float = 1.0
 
 
-def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule, layers: Layers = ()) -> list[dict[str, Any]]:
     """Return one group per distinct (learning rate, weight decay); each trainable parameter once.
 
     A shared parameter belongs to the module that is defined first.
+
+    Args:
+        model: the model.
+        base_lr: learning rate before all factors.
+        rule: see there.
+        layers: parameters of the encoder's layers, its input first; what is in none is above them.
     """
+    scales = layer_scales(layers, rule.layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module_name, module, name, parameter in _owned_parameters(model):
         full = f"model.{module_name}.{name}" if module_name else f"model.{name}"
         factor = math.prod(value for part, value in rule.lr_multipliers.items() if part in full)
-        decay = _decay(module_name, module, full, rule)
+        factor *= scales.get(id(parameter), 1.0)
+        decay = _decay_by_shape(parameter, rule) if rule.decay_by_shape else _decay(module_name, module, full, rule)
         groups.setdefault((base_lr * factor, decay), []).append(parameter)
     return [{"params": p, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def layer_scales(layers: Layers, decay: float) -> dict[int, float]:
+    """Return Python's id of a parameter -> decay ** (L - i), for layers i = 0 ... L - 1."""
+    return {id(parameter): decay ** (len(layers) - i) for i, layer in enumerate(layers) for parameter in layer}
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -66,26 +87,33 @@ def _decay(module_name: str, module: nn.Module, full: str, rule: GroupRule) -> f
     return rule.weight_decay_bias if "bias" in module_name else rule.weight_decay
 
 
-def build_optimizer(model: nn.Module, solver: Any) -> torch.optim.Optimizer:
-    """Return the optimiser that the SOLVER section names."""
+def _decay_by_shape(parameter: nn.Parameter, rule: GroupRule) -> float:
+    return rule.weight_decay if parameter.ndim > 1 else 0.0
+
+
+def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch.optim.Optimizer:
+    """Return the optimiser that the SOLVER section names; ``layers`` as in `parameter_groups`."""
     rule = GroupRule(
         solver.LR_MULTIPLIER,
         solver.WEIGHT_DECAY,
         solver.WEIGHT_DECAY_NORM,
         solver.WEIGHT_DECAY_EMBED,
         solver.WEIGHT_DECAY_BIAS,
+        solver.WEIGHT_DECAY_BY == "shape",
+        solver.LAYER_DECAY,
     )
-    groups = parameter_groups(model, solver.BASE_LR, rule)
+    groups = parameter_groups(model, solver.BASE_LR, rule, layers)
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
 
 
 class Schedule:
-    """Learning-rate factor per optimiser step (detectron2's three schedules).
+    """Learning-rate factor per optimiser step (detectron2's three schedules, and PixelLLM's).
 
     Args:
-        kind: "WarmupMultiStepLR", "WarmupCosineLR" or "WarmupPolyLR".
+        kind: "WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR", or "CosineAfterWarmupLR", whose cosine starts where
+            the warm-up ends.
         max_steps: length of the run.
         milestones: multi-step: fractions of the run.
         gamma: multi-step: factor at each milestone.
@@ -124,10 +152,11 @@ class Schedule:
         return optimizer.param_groups[0]["lr"]
 
     def _shape(self, step: int) -> float:
-        progress = min(step / max(self.max_steps, 1), 1.0)
         if self.kind == "WarmupMultiStepLR":
             return self.gamma ** bisect.bisect_right(self.milestones, step)
-        if self.kind == "WarmupCosineLR":
+        start = self.warmup_steps if self.kind == "CosineAfterWarmupLR" else 0
+        progress = min(max(step - start, 0) / max(self.max_steps - start, 1), 1.0)
+        if self.kind in COSINES:
             return self.end_factor + (1 - self.end_factor) * 0.5 * (1 + math.cos(math.pi * progress))
         return self.end_factor + (1 - self.end_factor) * (1 - progress) ** self.power
 
@@ -141,7 +170,7 @@ class Schedule:
 
 def build_schedule(solver: Any, max_steps: int) -> Schedule:
     """Return the schedule that the SOLVER section names, for a run of ``max_steps`` optimiser steps."""
-    cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    cosine = solver.LR_SCHEDULER_NAME in COSINES
     return Schedule(
         solver.LR_SCHEDULER_NAME,
         max_steps,

@@ -72,7 +72,8 @@ def protocols_of(eval_set: EvalSet, cfg: Any) -> list[str]:
 
 
 def protocol_options(eval_set: EvalSet, cfg: Any) -> dict[str, dict[str, Any]]:
-    """Return the keyword arguments of each protocol; EVAL_VARIANTS tells those that have such a variant.
+    """Return the keyword arguments of each protocol; EVAL_VARIANTS tells those that have such a variant, under the name
+    of the data set or else of its task.
 
     Raises:
         UsageError: a protocol does not suit the data.
@@ -86,7 +87,8 @@ def protocol_options(eval_set: EvalSet, cfg: Any) -> dict[str, dict[str, Any]]:
             allowed="with DATASETS.TEST [shapes_val] or [shapes_test]",
         )
     options = {"panoptic_captioning": {"variant": cfg.EVAL_PROTOCOL}, CAPTION_ATTRIBUTES: {"judge": judge_shapes}}
-    if variant := cfg.EVAL_VARIANTS.get(eval_set.name):
+    variants = cfg.EVAL_VARIANTS
+    if variant := variants.get(eval_set.name) or variants.get(eval_set.task):
         having = [protocol for protocol in protocols if variant in evaluator_class(protocol).variants]
         for protocol in having or protocols:  # the first that lacks it says which there are
             options[protocol] = {**options.get(protocol, {}), "variant": variant}

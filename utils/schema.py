@@ -137,14 +137,25 @@ class Solver:
     WEIGHT_DECAY_NORM: float = key(0.0, "weight decay of normalisation layers", minimum=0)
     WEIGHT_DECAY_EMBED: float = key(0.0, "weight decay of embeddings", minimum=0)
     WEIGHT_DECAY_BIAS: float = key(0.0, "weight decay of modules named bias (as upstream: not of biases)", minimum=0)
+    WEIGHT_DECAY_BY: str = key(
+        "module",
+        "+ by kind of module, as the keys above; or shape: WEIGHT_DECAY for all but vectors, embeddings too",
+        choices=["module", "shape"],
+    )
+    LAYER_DECAY: float = key(
+        1.0,
+        "+ factor on the learning rate per layer of the encoder, from the last to the first; 1: none",
+        minimum=0.01,
+        maximum=1,
+    )
     FIX_PARAM: dict[str, bool] = key({}, "part of a parameter's name: true freezes it")
     IGNORE_FIX: list[str] = key([], "parts of names that FIX_PARAM leaves alone")
     MAX_NUM_EPOCHS: int = key(50, "passes over the training set", minimum=1)
     MAX_STEPS: int = key(0, "+ optimiser steps instead of epochs; 0: by epochs", minimum=0)
     LR_SCHEDULER_NAME: str = key(
         "WarmupMultiStepLR",
-        "shape of the schedule",
-        choices=["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"],
+        "shape of the schedule; CosineAfterWarmupLR: its cosine starts where the warm-up ends",
+        choices=["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR", "CosineAfterWarmupLR"],
     )
     STEPS: list[float] = key([0.88889, 0.96296], "multi-step: fractions of the run", minimum=0, maximum=1)
     GAMMA: float = key(0.1, "multi-step: factor at each of STEPS", minimum=0, maximum=1)
@@ -190,7 +201,7 @@ class Config:
     EVAL_PROTOCOL: str = key(
         "standard", "+ upstream repeats the published code's arithmetic", choices=["standard", "upstream"]
     )
-    EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST: variant of its protocol")
+    EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST, or task: variant of its protocol")
     CHECKPOINT_EVERY_STEPS: int = key(0, "+ save after every so many steps as well as every epoch; 0: don't", minimum=0)
     KEEP_CHECKPOINTS: int = key(2, "+ newest checkpoints kept; 0: all", minimum=0)
     MODEL: ModelConfig = section(ModelConfig)

@@ -65,6 +65,12 @@ class TimmViT(nn.Module):
         x = self.body.fc_norm(x)  # timm has the last norm here or in `forward_features`, never in both
         return x[:, self.body.num_prefix_tokens :].transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of patch embedding and position table, then of each block; the rest is above them."""
+        table = getattr(self.body, "pos_embed", None)
+        first = [*self.body.patch_embed.parameters(), *([] if table is None else [table])]
+        return [first, *(list(block.parameters()) for block in self.body.blocks)]
+
 
 def _create(name: str, **arguments: object) -> nn.Module:
     import timm  # takes seconds: only who needs it waits

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from locap.trainer.optimizer import GroupRule, Schedule, build_optimizer, build_schedule, parameter_groups
+from locap.modeling.backbones.eva import TimmViT
+from locap.trainer.optimizer import (
+    GroupRule,
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    layer_scales,
+    parameter_groups,
+)
 from locap.utils.schema import Solver
 
 RULE = GroupRule({"backbone": 0.1, "lang_encoder": 0.1}, 0.05, 0.0, 0.0, 0.0)
@@ -57,6 +67,42 @@ def test_decay_spares_norms_embeddings_and_tables_but_not_biases():
     assert found["relative_position_bias_table"] == 0.0
 
 
+def test_decay_by_shape_spares_vectors_and_nothing_else():
+    model = Toy()
+    found = placed(model, rule=GroupRule({}, 0.05, 0.01, 0.02, 0.03, decay_by_shape=True))
+    shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    assert {name: 0.05 if shapes[name] > 1 else 0.0 for name in found} == {n: decay for n, (_, decay) in found.items()}
+    assert found["words.weight"][1] == 0.05
+
+
+def test_layers_near_the_input_learn_slower():
+    model = Toy()
+    layers = [list(model.backbone.parameters()), list(model.norms.parameters())]
+    groups = parameter_groups(model, 1.0, GroupRule({"backbone.norm": 2}, 0, 0, 0, 0, layer_decay=0.5), layers)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rates[id(model.backbone["conv"].weight)] == 0.25
+    assert rates[id(model.backbone["norm"].weight)] == 0.5
+    assert rates[id(model.norms[0].weight)] == 0.5
+    assert rates[id(model.words.weight)] == 1.0
+
+
+def test_published_layer_decay_of_eva_02():
+    with torch.device("meta"):
+        encoder = TimmViT("eva02_large_patch14_224.mim_m38m", dim=64, num_heads=2)  # its own depth
+    scales = layer_scales(encoder.layers(), 0.8)
+    blocks = encoder.body.blocks
+    assert len(blocks) == 24
+    for parameter, wanted in (
+        (encoder.body.patch_embed.proj.weight, 0.003778),  # id 0
+        (encoder.body.pos_embed, 0.003778),
+        (blocks[0].norm1.weight, 0.004722),  # id 1
+        (blocks[23].mlp.fc2.bias, 0.8),  # id 24
+    ):
+        assert scales[id(parameter)] == pytest.approx(wanted, abs=5e-7)
+    above = {name for name, parameter in encoder.named_parameters() if id(parameter) not in scales}
+    assert above == {"body.cls_token", "body.fc_norm.weight", "body.fc_norm.bias"}, "id 25"
+
+
 def test_every_trained_parameter_is_in_exactly_one_group_and_groups_are_few():
     model = Toy()
     groups = parameter_groups(model, 1e-4, RULE)
@@ -93,6 +139,22 @@ def test_warm_up_rises_linearly_or_stays():
     assert [linear.factor(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     constant = build_schedule(solver(WARMUP_FACTOR=0.2, WARMUP_ITERS=2, WARMUP_METHOD="constant"), 1000)
     assert [constant.factor(step) for step in range(4)] == pytest.approx([0.2, 0.2, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("base", "steps", "warmup", "half_way"), [(5e-5, 10_000, 250, 2.60e-5), (1e-4, 40_000, 1_000, 5.20e-5)]
+)
+def test_published_cosine_starts_after_the_warm_up(base: float, steps: int, warmup: int, half_way: float):
+    schedule = build_schedule(
+        solver(LR_SCHEDULER_NAME="CosineAfterWarmupLR", BASE_LR=base, WARMUP_ITERS=warmup, WARMUP_FACTOR=0.0), steps
+    )
+    assert schedule.factor(0) == 0
+    assert base * schedule.factor(warmup) == base
+    assert base * schedule.factor(steps // 2) == pytest.approx(half_way, abs=5e-8)
+    for step in (1, warmup // 2, warmup + 1, steps - 1, steps):
+        cosine = (1 + math.cos(math.pi * max(0, step - warmup) / (steps - warmup))) / 2
+        assert schedule.factor(step) == pytest.approx(min(1, step / warmup) * cosine)
+    assert schedule.factor(steps) == pytest.approx(0)
 
 
 def test_cosine_ends_at_its_own_rate():

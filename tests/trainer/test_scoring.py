@@ -48,6 +48,9 @@ def test_variants_belong_to_one_data_set(configure):
     assert protocol_options(second, cfg)["referring"] == {"variant": "pixellm"}
     both = configure(*names, "EVAL_VARIANTS", "{refer:shapes_test: pixellm}", "PROTOCOLS", "[referring, detection]")
     assert "detection" not in protocol_options(second, both)
+    of_task = configure(*names, "EVAL_VARIANTS", "{refer:shapes_test: pixellm, refer: pixelllm}")
+    chosen = [protocol_options(each, of_task)["referring"]["variant"] for each in (first, second)]
+    assert chosen == ["pixelllm", "pixellm"], "a task's, unless the data set has its own"
     wrong = configure("EVAL_VARIANTS", "{refer:shapes_val: pixelm}")
     with pytest.raises(UsageError, match="no such variant") as caught:
         check_protocols(wrong, open_eval_sets(wrong))
