@@ -60,10 +60,10 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
         CheckpointError: its weights do not fit.
     """
     model, features = cfg.MODEL, cfg.MODEL.PROMPT_FEATURES
-    _check(cfg, tokenizer)
     side = cfg.COCO.INPUT.IMAGE_SIZE
     encoder = _encoder(cfg)
     language = _language_model(model, tokenizer)
+    _check(cfg, tokenizer, language.vocab_size)
     system = PixelLLM(
         canvas=(side, side),
         encoder=encoder,
@@ -263,16 +263,26 @@ def _freeze(system: PixelLLM, cfg: Any) -> None:
         system.location_prompts.requires_grad_(False)
     if system.masks is not None and cfg.MODEL.MASK_HEAD.FROZEN:
         system.masks.requires_grad_(False)
+    elif system.masks is not None:
+        system.masks.mask_mlps[1:].requires_grad_(False)  # of ambiguous prompts, which are never asked about
     freeze_by_name(system, cfg.SOLVER.FIX_PARAM, cfg.SOLVER.IGNORE_FIX)
 
 
-def _check(cfg: Any, tokenizer: LanguageTokenizer) -> None:
+def _check(cfg: Any, tokenizer: LanguageTokenizer, vocab_size: int) -> None:
     text = cfg.MODEL.TEXT_DECODER
-    if text.NAME == "bert" and tokenizer.vocab_size != text.VOCAB_SIZE:
+    if text.NAME == "bert" and tokenizer.vocab_size != vocab_size:
         raise UsageError(
             "The model does not fit its vocabulary.",
             where="MODEL.TEXT_DECODER.VOCAB_SIZE",
             value=text.VOCAB_SIZE,
             allowed=f"{tokenizer.vocab_size}, as {text.TOKENIZER} has",
             fix=f"--overrides MODEL.TEXT_DECODER.VOCAB_SIZE {tokenizer.vocab_size}",
+        )
+    if tokenizer.vocab_size > vocab_size:  # published tables are often longer than their vocabulary
+        raise UsageError(
+            "The model does not know all words of the vocabulary.",
+            where="MODEL.TEXT_DECODER.TOKENIZER",
+            value=f"{text.TOKENIZER}, {tokenizer.vocab_size} words",
+            allowed=f"at most {vocab_size}, as {text.PRETRAINED} has",
+            fix=f"--overrides MODEL.TEXT_DECODER.TOKENIZER {text.PRETRAINED}",
         )

@@ -156,7 +156,7 @@ class PixelLLM(nn.Module):
         return self.masks(
             image,
             prompts.grid(*image.shape[-2:]),
-            corners + self.mask_adapter(visual, states),
+            corners + self.mask_adapter(visual, states, rows.spoken(self.tokenizer.pad_id)),
             counts=rows.counts,
             dense_prompt=prompts.no_mask.weight,
         )

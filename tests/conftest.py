@@ -63,6 +63,12 @@ def tiny_pix2cap() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_pixelllm() -> ModuleType:
+    """tiny_pixelllm.py: builders of a tiny PixelLLM and of its batches."""
+    return load_beside("tiny_pixelllm")
+
+
+@pytest.fixture(scope="session")
 def msda() -> ModuleType:
     """msda_cases.py: inputs of deformable attention with known answers."""
     return load_beside("msda_cases")

@@ -15,11 +15,12 @@ from ...utils.logging import set_up_logging
 from .class_texts import class_texts
 from .deformable_encoder import deformable_encoder
 from .inference import captioner, inference
+from .prompted_captions import build_prompted, prompted_captions
 from .report import Report
 from .training import training_step
 from .workload import SHAPES, Shape, build
 
-COMMANDS = ("inference", "captioner", "class_texts", "training_step", "deformable_encoder")
+COMMANDS = ("inference", "captioner", "class_texts", "training_step", "deformable_encoder", "prompted_captions")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--segments", type=int, help="per image in training; default: 12, tiny 6")
     parser.add_argument("--words", type=int, default=24, help="per caption in training, the end included")
     parser.add_argument("--kept", type=int, default=20, help="segments per image at inference")
+    parser.add_argument("--boxes", type=int, default=100, help="prompted_captions: of one image")
+    parser.add_argument("--measured", type=int, help="prompted_captions: boxes really done one by one; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; medians are shown")
     parser.add_argument("--threads", type=int, default=1, help="processor time is steadiest with one")
     parser.add_argument("--only-ours", action="store_true", help="leave out the published code's way")
@@ -66,6 +69,11 @@ def run(arguments: argparse.Namespace) -> Report:
         shape, tiny = shape_of(arguments), arguments.size == "tiny"
         sizes = {"side": shape.height, "images": shape.images, "dim": 64 if tiny else 256, "layers": 2 if tiny else 6}
         return deformable_encoder(**sizes, repeats=arguments.repeats, original=not arguments.only_ours)
+    if arguments.command == "prompted_captions":
+        side = ("COCO.INPUT.IMAGE_SIZE", str(arguments.image_size)) if arguments.image_size else ()
+        prompted = build_prompted(arguments.size, arguments.conf_files, [*side, *arguments.overrides])
+        counts = {"boxes": arguments.boxes, "measured": arguments.measured}
+        return prompted_captions(prompted, **counts, repeats=arguments.repeats)
     model = build(arguments.size, arguments.conf_files, arguments.overrides)
     common = {"repeats": arguments.repeats, "original": not arguments.only_ours}
     if arguments.command == "captioner":

@@ -57,10 +57,7 @@ def _original(model: Pix2Cap, meter: PartMeter, sentences: int) -> Measurement:
             model.lang_encoder(part, texts.tokenizer.end_id)
 
     slow, _ = measure(f"as published ({len(sample)} of {sentences}, multiplied)", encode, meter, repeats=1)
-    factor = sentences / len(sample)
-    for cost in (slow, *slow.parts.values()):
-        cost.tflop, cost.cpu_seconds = cost.tflop * factor, cost.cpu_seconds * factor
-    slow.wall_seconds *= factor
+    slow.multiply(sentences / len(sample))
     return slow
 
 

@@ -43,6 +43,12 @@ class Measurement:
     peak_gb: float
     parts: dict[str, Cost] = field(default_factory=dict)
 
+    def multiply(self, factor: float) -> None:
+        """Scale what a sample took to what everything takes."""
+        for cost in (self, *self.parts.values()):
+            cost.tflop, cost.cpu_seconds = cost.tflop * factor, cost.cpu_seconds * factor
+        self.wall_seconds *= factor
+
 
 class PartMeter:
     """Adds up what the methods of some modules take, while it is switched on; a call inside another counts once."""

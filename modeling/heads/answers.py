@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -101,12 +101,16 @@ def _pieces(tokens: list[int], points: Tensor, tokenizer: LanguageTokenizer) -> 
 
 
 def _words(tokens: list[int], points: Tensor, tokenizer: LanguageTokenizer) -> list[PlacedWord]:
-    """Group pieces into words: a piece belongs to the last word of the text up to it."""
+    """Group pieces into words: a piece belongs to the last word of the text up to it.
+
+    An apostrophe looks like a word until what follows joins it to the word before: no piece belongs behind a later one.
+    """
     words = tokenizer.decode(tokens).split()
-    owners = [len(tokenizer.decode(tokens[: k + 1]).split()) - 1 for k in range(len(tokens))]
+    last = [len(tokenizer.decode(tokens[: k + 1]).split()) - 1 for k in range(len(tokens))]
+    owners = list(accumulate(reversed(last), min))[::-1]
     placed = []
     for index, word in enumerate(words):
-        own = points[[k for k, owner in enumerate(owners) if min(owner, len(words) - 1) == index]].flatten(0, 1)
+        own = points[[k for k, owner in enumerate(owners) if owner == index]].flatten(0, 1)
         if len(own):
             middle = (own.amin(0) + own.amax(0)) / 2
             placed.append(PlacedWord(word, (tuple(middle.tolist()),)))

@@ -107,8 +107,8 @@ class SamMaskDecoder(nn.Module):
 class MaskAdapter(nn.Module):
     """What the language model adds to the corners of a box: learned tokens look at prompt features and word states.
 
-    Behind a gate that begins closed, so that training begins with pure box prompts. As published, padding among the
-    words is looked at too.
+    Behind a gate that begins closed, so that training begins with pure box prompts. The published one looks at padding
+    behind the words too, of which every text there has the same length in all; here no mask depends on other texts.
 
     Args:
         visual_dim: width of the prompt features.
@@ -139,10 +139,18 @@ class MaskAdapter(nn.Module):
         self.gate = nn.Parameter(torch.full((num_tokens, dim), initial_gate))
         self.transformer = TwoWayTransformer(depth, dim, num_heads, mlp_dim)
 
-    def forward(self, visual: Tensor, text: Tensor) -> Tensor:
-        """(R, V, visual_dim), (R, T, text_dim) -> (R, num_tokens, D), to be added to the embeddings of corners."""
+    def forward(self, visual: Tensor, text: Tensor, spoken: Tensor) -> Tensor:
+        """Return what is added to the embeddings of corners, (R, num_tokens, D).
+
+        Args:
+            visual: (R, V, visual_dim).
+            text: (R, T, text_dim).
+            spoken: bool (R, T), False for padding.
+        """
         seen = torch.cat((self.visual(visual), self.textual(text)), 1)
-        tokens, _ = self.transformer(seen, seen.new_zeros(1, 1, 1), self.output_tokens.expand(len(seen), -1, -1))
+        shown = F.pad(spoken, (visual.shape[1], 0), value=True)
+        tokens = self.output_tokens.expand(len(seen), -1, -1)
+        tokens, _ = self.transformer(seen, seen.new_zeros(1, 1, 1), tokens, shown=shown)
         return tokens * self.gate.tanh()
 
 

@@ -86,12 +86,16 @@ def covered_cells(boxes: Tensor, size: tuple[int, int], canvas: tuple[int, int])
         size: (h, w) of the map.
         canvas: (height, width) that it covers, pixels.
     """
-    (h, w), (height, width) = size, canvas
-    y = (torch.arange(h, device=boxes.device) + 0.5) * height / h
-    x = (torch.arange(w, device=boxes.device) + 0.5) * width / w
-    middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(min=0)
-    middle = torch.minimum(middle, boxes.new_tensor((width, height)) - 1e-3)
-    half = torch.maximum((boxes[:, 2:] - boxes[:, :2]) / 2, boxes.new_tensor((width / w / 2, height / h / 2)))
-    across = (x - middle[:, :1]).abs() <= half[:, :1]  # M w
-    down = (y - middle[:, 1:]).abs() <= half[:, 1:]  # M h
+    down, across = (
+        _covered(boxes[:, axis], boxes[:, axis + 2], cells, side)
+        for axis, cells, side in ((1, size[0], canvas[0]), (0, size[1], canvas[1]))
+    )
     return (down[:, :, None] & across[:, None]).flatten(1).float()
+
+
+def _covered(low: Tensor, high: Tensor, cells: int, side: int) -> Tensor:
+    """Return the cells of a side whose centres lie in an interval, and that of its middle: bool (M, cells)."""
+    index = torch.arange(cells, device=low.device)
+    centres = (index + 0.5) * side / cells
+    middle = ((low + high) / 2 * cells / side).long().clamp(0, cells - 1)
+    return ((centres >= low[:, None]) & (centres <= high[:, None])) | (index == middle[:, None])

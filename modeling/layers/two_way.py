@@ -48,6 +48,7 @@ class TwoWayTransformer(nn.Module):
         *,
         counts: Sequence[int] | None = None,
         valid: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run every layer. The tokens as they come in are also their positions.
 
@@ -57,18 +58,20 @@ class TwoWayTransformer(nn.Module):
             tokens: (R, T, D), the rows of the first image, then of the second, ...
             counts: rows of each image, sums to R; None means one each (R = B).
             valid: bool (R, T), False for padding that nothing may read; None: all are read.
+            shown: bool (R, M), the same of the image; None: all is read.
 
         Returns:
             tokens (R, T, D) and image (R, M, D).
         """
         pe = tokens
         allowed = None if valid is None else valid[:, None, None]  # R 1 1 T
+        shown = None if shown is None else shown[:, None, None]  # R 1 1 M
         for layer in self.layers:
-            tokens, image = layer(tokens, pe, image, image_pe, counts=counts, allowed=allowed)
+            tokens, image = layer(tokens, pe, image, image_pe, counts=counts, allowed=allowed, shown=shown)
             counts = None
         if counts is not None:  # no layer has given the rows their images
             image = repeat_rows(image, counts)
-        tokens = tokens + self.final_attn(tokens + pe, image + image_pe, image)
+        tokens = tokens + self.final_attn(tokens + pe, image + image_pe, image, allowed=shown)
         return self.norm_final(tokens), image
 
 
@@ -93,8 +96,9 @@ class TwoWayLayer(nn.Module):
         *,
         counts: Sequence[int] | None,
         allowed: Tensor | None,
+        shown: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """tokens, pe: (R, T, D); image: (B, M, D), with counts None (R, M, D); allowed: bool (R, 1, 1, T)."""
+        """tokens, pe: (R, T, D); image: (B, M, D), without counts (R, M, D); allowed, shown: bool (R, 1, 1, T or M)."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens, allowed=allowed)
         else:
@@ -102,7 +106,8 @@ class TwoWayLayer(nn.Module):
             tokens = tokens + self.self_attn(query, query, tokens, allowed=allowed)
         tokens = self.norm1(tokens)
         placed = image + image_pe
-        tokens = self.norm2(tokens + self.token_to_image(tokens + pe, placed, image, memory_counts=counts))
+        seen = self.token_to_image(tokens + pe, placed, image, memory_counts=counts, allowed=shown)
+        tokens = self.norm2(tokens + seen)
         tokens = self.norm3(tokens + self.mlp(tokens))
         read = self.image_to_token(placed, tokens + pe, tokens, query_counts=counts, allowed=allowed)  # R M D
         return tokens, self.norm4((image if counts is None else repeat_rows(image, counts)) + read)

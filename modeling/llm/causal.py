@@ -89,8 +89,8 @@ class CausalLanguageModel(TunedLanguageModel):
         """See `LanguageModel.embed`."""
         return self.model.get_input_embeddings()(tokens)
 
-    def states(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
-        """See `LanguageModel.states`."""
+    def read_texts(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
+        """See `TunedLanguageModel.read_texts`."""
         given, seen = self._given(visual, context)
         given = torch.cat((given, self.embed(text).to(given)), 1)
         return self._read(given, F.pad(seen, (0, text.shape[1]), value=True), None)[:, -text.shape[1] :]

@@ -90,8 +90,8 @@ class T5LanguageModel(TunedLanguageModel):
         """See `LanguageModel.embed`."""
         return self.model.shared(tokens)
 
-    def states(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
-        """See `LanguageModel.states`."""
+    def read_texts(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
+        """See `TunedLanguageModel.read_texts`."""
         memory, valid = self._encode(visual, context)
         return self._decode(text, memory, valid)
 

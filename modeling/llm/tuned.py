@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .lora import Lora, add_lora, freeze_all_but_lora
 
 
-class TunedLanguageModel(nn.Module):
+class TunedLanguageModel(nn.Module, ABC):
     """A model of transformers behind a learnt projection of visual tokens; it stays as it is, but for LoRA.
 
     Args:
@@ -42,3 +45,20 @@ class TunedLanguageModel(nn.Module):
             add_lora(model, lora)
         if checkpoint:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @abstractmethod
+    def read_texts(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
+        """Do what `states` says, of at least one text."""
+
+    def states(self, visual: Tensor, context: Tensor | None, text: Tensor) -> Tensor:
+        """See `LanguageModel.states`.
+
+        transformers reads no text at all with an error, while a process without texts must still give its gradients,
+        which are zero: there a text of zeros is read and dropped.
+        """
+        if len(text):
+            return self.read_texts(visual, context, text)
+        given = (
+            None if rows is None else F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, 1)) for rows in (visual, context, text)
+        )
+        return self.read_texts(*given)[:0]

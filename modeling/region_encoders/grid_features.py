@@ -28,7 +28,7 @@ class GridFeatures(nn.Module):
 
     def __init__(self, *, image_dim: int, prompt_dim: int, out_dim: int, cells: int, whole_cells: int) -> None:
         super().__init__()
-        self.cells, self.whole_cells, self.out_dim = cells, whole_cells, out_dim
+        self.cells, self.whole_cells = cells, whole_cells
         self.image_proj, self.place_proj = nn.Linear(image_dim, out_dim), nn.Linear(prompt_dim, out_dim)
         self.norm = nn.LayerNorm(out_dim)
 
@@ -56,12 +56,13 @@ class GridFeatures(nn.Module):
             (Q, k * k, D).
         """
         k = self.whole_cells if whole else self.cells
-        if not k:
-            return image.new_zeros(len(boxes), 0, self.out_dim)
         (h, w), (height, width) = image.shape[-2:], canvas
         scaled = boxes.float() * boxes.new_tensor((w / width, h / height, w / width, h / height))
-        seen = roi_align(image.float(), list(scaled.split(list(counts))), k, sampling_ratio=2, aligned=True)  # Q C k k
-        tokens = self.image_proj(seen.flatten(2).transpose(1, 2))
+        if k:
+            seen = roi_align(image.float(), list(scaled.split(list(counts))), k, sampling_ratio=2, aligned=True)
+        else:  # no tokens, yet the layers get their (zero) gradients, which other ranks wait for
+            seen = image.new_zeros(len(boxes), image.shape[1], 0, 0, dtype=torch.float32)
+        tokens = self.image_proj(seen.flatten(2).transpose(1, 2))  # Q kk D
         return self.norm(F.gelu(tokens + self.place_proj(prompts.places(_centres(boxes, k), canvas=canvas))))
 
 

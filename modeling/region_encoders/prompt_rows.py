@@ -73,6 +73,10 @@ class PromptRows:
         low = torch.where(known, self.points, torch.inf).amin(1)
         return torch.cat((low, torch.where(known, self.points, -torch.inf).amax(1)), 1)
 
+    def spoken(self, pad_id: int) -> Tensor:
+        """Return which tokens are no padding behind a text, bool (R, T); T5 begins with its padding, which stays."""
+        return (self.text != pad_id).flip(1).cumsum(1).flip(1) > 0
+
     def unpacked_masks(self, canvas: tuple[int, int]) -> Tensor:
         """Return the masks, bool (R, height, width), all zero where there are none."""
         if self.packed_masks is None:

@@ -213,6 +213,9 @@ class PixelLLMModelConfig(ModelConfig):
             yield "MODEL.BACKBONE.MAP_DIM", f"masks are read from this map: it must be PROMPT_DIM {features.PROMPT_DIM}"
         if model.SAM.SIZE != "none" and features.PROMPT_DIM != 256 and model.MASKS:
             yield "MODEL.PROMPT_FEATURES.PROMPT_DIM", "SAM's map has 256 channels, so must prompts"
+        found = [entry for entry in cfg.DATASETS.TEST if entry.startswith("detect:")]
+        if found and not model.DETECTOR.ENABLED:
+            yield "MODEL.DETECTOR.ENABLED", f"the objects of {found[0]} in DATASETS.TEST are found by a detector: true"
         if features.PUBLISHED_PROMPTS and model.PROMPTS.BOX_RATE < 1:
             yield "MODEL.PROMPTS.BOX_RATE", "published prompts are boxes: points need PUBLISHED_PROMPTS false"
         yield from ((f"MODEL.PROMPTS.{name}", why) for name, why in Prompts.conflicts(model.PROMPTS))

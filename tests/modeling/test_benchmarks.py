@@ -75,6 +75,23 @@ def test_deformable_encoder(tmp_path: Path):
     assert report["ratios"]["CPU seconds"] > 0
 
 
+def test_prompted_captions(tmp_path: Path):
+    path = tmp_path / "found.json"
+    line = ["prompted_captions", "--size", "tiny", "--repeats", "1", "--image-size", "32", "--boxes", "6"]
+    assert program.main([*line, "--measured", "3", "--output", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert report["facts"] == {"boxes": 6, "same texts": "3 of 3"}
+    assert report["measurements"][1]["name"] == "box by box (3 of 6, multiplied)"
+    for name, times in (("image encoders", 6), ("prompt features", 1)):
+        ours, slow = (cost(report, index, name) for index in range(2))
+        assert ours["calls"] == 1
+        assert slow["calls"] == 3
+        assert slow["tflop"] == pytest.approx(times * ours["tflop"], rel=0.15)
+    written = [cost(report, index, "language model")["tflop"] for index in range(2)]
+    assert written[0] == pytest.approx(written[1])  # all texts have their full length either way
+    assert report["ratios"]["TFLOP"] > 1
+
+
 def test_training_step(tmp_path: Path):
     report = run(tmp_path, "training_step", "--image-size", "64", "--segments", "3", "--words", "6")
     assert cost(report, 0, "text encoder")["calls"] == 0

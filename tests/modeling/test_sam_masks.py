@@ -37,19 +37,29 @@ def test_masks_have_four_times_the_embedding():
 def test_the_adapter_begins_as_pure_box_prompting_and_learns():
     adapter = MaskAdapter(visual_dim=12, text_dim=10, **SMALL)
     visual, text = torch.randn(3, 4, 12), torch.randn(3, 6, 10, requires_grad=True)
-    added = adapter(visual, text)
+    spoken = torch.ones(3, 6, dtype=torch.bool)
+    added = adapter(visual, text, spoken)
     assert added.shape == (3, 2, 16)
     assert not added.any()
     added.square().sum().backward()
     assert not text.grad.any()
-    adapter(visual, text).sum().backward()
+    adapter(visual, text, spoken).sum().backward()
     assert adapter.gate.grad.abs().min() > 0
     torch.nn.init.constant_(adapter.gate, 0.5)
-    half = adapter(visual, text)
+    half = adapter(visual, text, spoken)
     half.square().sum().backward()
     assert text.grad.abs().sum() > 0
     torch.nn.init.constant_(adapter.gate, 1e4)  # as open as it gets
-    torch.testing.assert_close(half, adapter(visual, text) * torch.tensor(0.5).tanh())
+    torch.testing.assert_close(half, adapter(visual, text, spoken) * torch.tensor(0.5).tanh())
+
+
+def test_the_adapter_does_not_look_at_padding():
+    adapter = MaskAdapter(visual_dim=12, text_dim=10, **SMALL, initial_gate=1.0)
+    visual, text = torch.randn(3, 4, 12), torch.randn(3, 6, 10)
+    short = adapter(visual, text[:, :4], torch.ones(3, 4, dtype=torch.bool))
+    padded = adapter(visual, text, torch.arange(6).expand(3, 6) < 4)
+    torch.testing.assert_close(padded, short)
+    assert not torch.allclose(padded, adapter(visual, text, torch.ones(3, 6, dtype=torch.bool)))
 
 
 def test_masks_return_to_the_original_image():

@@ -132,6 +132,15 @@ def test_nothing_to_write_about(model, visual):
         assert found.states.shape == (0, 1, model.dim)
 
 
+def test_no_text_is_read_with_zero_gradients(model, visual, context):
+    states = model.train().states(visual[:0], context[:0], context[:0])
+    assert states.shape == (0, context.shape[1], model.dim)
+    model.logits(states).sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+
+
 def enumerate_texts(model: nn.Module, visual: Tensor, length: int, penalty: float) -> tuple[float, list[int]]:
     """Return the best finished text of at most ``length`` tokens by T5X's score."""
     best, texts = (float("-inf"), [SEARCH.start_id]), [(0.0, [SEARCH.start_id])]
