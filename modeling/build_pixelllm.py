@@ -63,7 +63,7 @@ def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: Language
     side = cfg.COCO.INPUT.IMAGE_SIZE
     encoder = _encoder(cfg)
     language = _language_model(model, tokenizer)
-    _check(cfg, tokenizer, language.vocab_size)
+    _check(cfg, tokenizer, language.vocab_size, getattr(language, "end_id", None))
     system = PixelLLM(
         canvas=(side, side),
         encoder=encoder,
@@ -268,7 +268,7 @@ def _freeze(system: PixelLLM, cfg: Any) -> None:
     freeze_by_name(system, cfg.SOLVER.FIX_PARAM, cfg.SOLVER.IGNORE_FIX)
 
 
-def _check(cfg: Any, tokenizer: LanguageTokenizer, vocab_size: int) -> None:
+def _check(cfg: Any, tokenizer: LanguageTokenizer, vocab_size: int, end_id: int | None) -> None:
     text = cfg.MODEL.TEXT_DECODER
     if text.NAME == "bert" and tokenizer.vocab_size != vocab_size:
         raise UsageError(
@@ -284,5 +284,13 @@ def _check(cfg: Any, tokenizer: LanguageTokenizer, vocab_size: int) -> None:
             where="MODEL.TEXT_DECODER.TOKENIZER",
             value=f"{text.TOKENIZER}, {tokenizer.vocab_size} words",
             allowed=f"at most {vocab_size}, as {text.PRETRAINED} has",
+            fix=f"--overrides MODEL.TEXT_DECODER.TOKENIZER {text.PRETRAINED}",
+        )
+    if end_id not in (None, tokenizer.end_id):
+        raise UsageError(
+            "The language model and its tokenizer end a text with different tokens.",
+            where="MODEL.TEXT_DECODER.TOKENIZER",
+            value=f"{text.TOKENIZER}: {tokenizer.end_id}",
+            allowed=f"one that ends with token {end_id}, as {text.PRETRAINED} does",
             fix=f"--overrides MODEL.TEXT_DECODER.TOKENIZER {text.PRETRAINED}",
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf, read_write
 from torch import Tensor, nn
 
 from ..datasets.batches import PromptTargets, RegionTargets, Targets
@@ -62,6 +64,9 @@ SYSTEMS = {
 }
 
 
+STARTED_FROM = {"MODEL.BACKBONE.LOAD_PRETRAINED": False, "MODEL.SAM.PRETRAINED": ""}  # and the values for none
+
+
 def find_system(name: str) -> System:
     """Return the system called ``name``.
 
@@ -107,10 +112,21 @@ def build_trained(
         UsageError, CheckpointError: as `configured_weights`; also when the weights do not fit.
     """
     configured_weights(cfg)  # a wrong path is told before the model is built
+    cfg = _without_start(cfg)
     system = find_system(cfg.MODEL.NAME)
     model = system.model(cfg, categories, tokenizer or system.tokenizer(cfg)).to(device)
     load_weights(model, cfg.RESUME_FROM)
     return model
+
+
+def _without_start(cfg: Any) -> Any:
+    """Return the configuration without the weights that training started from: all of them are replaced."""
+    cfg = copy.deepcopy(cfg)
+    with read_write(cfg):
+        for key, value in STARTED_FROM.items():
+            if OmegaConf.select(cfg, key) is not None:
+                OmegaConf.update(cfg, key, value)
+    return cfg
 
 
 def export_weights(cfg: Any, output: str | Path, *, layout: str = "original", like: str | Path | None = None) -> Path:

@@ -58,11 +58,13 @@ class DenseWords(nn.Module):
         """Return words as probabilities, (N, V), and the cells that they are said about, (N, h * w); rows sum to 1."""
         text, boxes = target.text.to(device), target.boxes_xyxy
         words = torch.zeros(len(text), self.predict.out_features, device=device).scatter_(1, text, 1.0)
+        teaches = target.learns.any(1).to(device)
         if target.task == "trace":  # a pair per word
             boxes = target.word_boxes.to(device).flatten(0, 1)
             words = F.one_hot(text.flatten(), words.shape[1]).float()
+            teaches = teaches.repeat_interleave(text.shape[1])
         words[:, self.ignore_ids] = 0.0
-        words = words * boxes.any(-1, keepdim=True)
+        words = words * (boxes.any(-1) & teaches)[:, None]
         cells = covered_cells(boxes, size, canvas)
         if target.masks is not None:
             masks = F.adaptive_avg_pool2d(target.unpacked_masks(canvas[1]).float(), size).flatten(1)

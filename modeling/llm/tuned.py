@@ -36,6 +36,8 @@ class TunedLanguageModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.dim, self.vocab_size, self.pad_id = dim, vocab_size, pad_id
+        end_id = model.config.eos_token_id
+        self.end_id = end_id if isinstance(end_id, int) else None  # None: several, or not known
         self.visual_proj = nn.Sequential(nn.Linear(visual_dim, dim), nn.LayerNorm(dim))
         nn.init.normal_(self.visual_proj[0].weight, std=init_std)
         nn.init.zeros_(self.visual_proj[0].bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ def target(text: list[list[int]], boxes: list[list[float]], task: str = "region"
     text, boxes = torch.tensor(text), torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     blank = PromptTargets.blank(16)
     places = torch.zeros(*text.shape, 4)
-    return replace(blank, **{"text": text, "boxes_xyxy": boxes, "word_boxes": places, "task": task, **changes})
+    learns = torch.tensor([[True, False, False]]).repeat(len(text), 1)
+    own = {"text": text, "boxes_xyxy": boxes, "word_boxes": places, "learns": learns, "task": task}
+    return replace(blank, **{**own, **changes})
 
 
 @pytest.fixture
@@ -40,10 +43,27 @@ def cross_entropy(head: DenseWords, features: torch.Tensor, cells: dict[tuple[in
 def test_cells_learn_the_words_of_the_boxes_that_cover_them(head):
     features = torch.randn(1, 4, 4, 4)  # cells of 4 pixels
     told = target([[BEGIN, 5, 6, END], [BEGIN, 7, END, PAD]], [[0, 0, 8, 4], [4, 0, 8, 4]])
-    big, small = 1 / 32**2, 1 / 16**2  # what is small counts more
-    cells = {(0, 0): {5: big, 6: big}, (0, 1): {5: big, 6: big, 7: small}}
+    first = cross_entropy(head, features, {(0, 0): {5: 1.0, 6: 1.0}, (0, 1): {5: 1.0, 6: 1.0}})
+    second = cross_entropy(head, features, {(0, 1): {7: 1.0}})  # a text counts as much as another, however small
     found = head.loss(features, [told], CANVAS).detach()
-    assert float(found) == pytest.approx(cross_entropy(head, features, cells), rel=1e-5)
+    assert float(found) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_a_mask_says_it_better_than_its_box(head):
+    features, mask = torch.randn(1, 4, 4, 4), torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[0, :4, 4:8] = True
+    told = target([[BEGIN, 5, END]], [[0, 0, 8, 4]], "refer", learns=torch.tensor([[False, True, True]]))
+    told.masks = torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
+    found = head.loss(features, [told], CANVAS).detach()
+    assert float(found) == pytest.approx(cross_entropy(head, features, {(0, 1): {5: 1.0}}), rel=1e-5)
+
+
+def test_a_text_that_teaches_nothing_is_left_out(head):
+    features = torch.randn(1, 4, 4, 4)
+    told = target([[BEGIN, 5, END], [BEGIN, 6, END]], [[0, 0, 4, 4], [4, 4, 8, 8]])
+    told.learns[1] = False
+    found = head.loss(features, [told], CANVAS).detach()
+    assert float(found) == pytest.approx(cross_entropy(head, features, {(0, 0): {5: 1.0}}), rel=1e-5)
 
 
 def test_words_of_a_narrative_count_where_they_were_spoken(head):

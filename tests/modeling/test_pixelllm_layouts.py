@@ -70,7 +70,15 @@ def t5(tmp_path) -> dict[str, object]:
     """Overrides for a tiny T5 with LoRA."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    sizes = {"vocab_size": 143, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
+    sizes = {
+        "vocab_size": 143,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 3,
+        "eos_token_id": 3,
+    }
     model = T5ForConditionalGeneration(T5Config(feed_forward_proj="gated-gelu", **sizes))
     untie(model)
     model.save_pretrained(tmp_path / "t5")
@@ -382,7 +390,7 @@ _PUBLISHED_T5 = {
 def test_the_published_size_of_t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "eos_token_id": 3}
     config = T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **sizes)
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)

@@ -155,7 +155,14 @@ def tiny_t5(tmp_path: Path) -> str:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=143, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+        vocab_size=143,
+        d_model=16,
+        d_kv=4,
+        d_ff=24,
+        num_layers=1,
+        num_heads=4,
+        eos_token_id=3,
+        feed_forward_proj="gated-gelu",
     )
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     return str(tmp_path / "t5")
