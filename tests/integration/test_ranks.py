@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.trainer.distributed import process_group
 from locap.trainer.experiment import train
+from locap.utils.config import load_config
 
 BIN = Path(sys.executable).parent
 # 5 images in batches of 2: the third step of an epoch and the third evaluation batch find one rank without an image
@@ -157,3 +159,42 @@ def test_two_go_on_where_one_stopped(tiny_config, tmp_path):
     cfg = tiny_config(*options, SAVE_DIR=tmp_path, RESUME=True, RESUME_FROM=copy)
     assert train_with_two(cfg) == [0, 0]
     assert_same_training(copy, alone)
+
+
+@pytest.mark.parametrize("aids", [False, True], ids=["published parts", "aids"])
+def test_prompts_of_every_task_with_two(aids, tiny_pixelllm, tmp_path):
+    """Tasks differ between the ranks of a step, and the last batch leaves one rank without an image."""
+    words = [
+        *tiny_pixelllm.TINY,
+        *(tiny_pixelllm.AIDS if aids else ()),
+        "SHAPES.NUM_TRAIN",
+        "1",
+        "SHAPES.NUM_TEST",
+        "1",
+    ]
+    words += ["SHAPES.IMAGE_SIZE", "64", "DATASETS.WEIGHTS", "{}", "COCO.TRAIN.BATCH_SIZE_TOTAL", "2"]
+    words += ["DATASETS.TRAIN", "[region:shapes_train, refer:shapes_train, trace:shapes_train]", "BASENAME", "tiny"]
+    words += ["DATASETS.TEST", "[refer:shapes_val]", "SOLVER.MAX_STEPS", "5", "SOLVER.BASE_LR", "0.001"]
+    words += [
+        "SOLVER.OPTIMIZER",
+        "SGD",
+        "TENSORBOARD",
+        "false",
+        "DEVICE",
+        "cpu",
+        "LOG_FIRST",
+        "9",
+        "EVAL_AT_START",
+        "false",
+    ]
+    if aids:
+        words[words.index("DATASETS.TRAIN") + 1] = "[detect:shapes_train, refer:shapes_train, trace:shapes_train]"
+
+    def cfg(folder: str):
+        options = [*words, "SAVE_DIR", str(tmp_path / folder)]
+        return load_config([tiny_pixelllm.SHIPPED], options, model_schemas=MODEL_SCHEMAS)
+
+    with process_group(device="cpu") as world:
+        alone, _, _ = train(cfg("alone"), world)
+    assert train_with_two(cfg("two")) == [0, 0]
+    assert_same_training(tmp_path / "two" / "tiny" / "run_1", alone)
