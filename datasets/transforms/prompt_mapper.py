@@ -137,6 +137,8 @@ class PromptMapper:
 class PromptEvalMapper:
     """Evaluation mapper: the image fitted to the canvas, every prompt of one task in the record's order.
 
+    An image with several captions is asked for one.
+
     For ``detect`` there is one prompt, the whole image, whatever the record knows.
     ``Sample.output_size`` is the size of the original image, ``PromptTargets.size`` what of the canvas is valid; a box
     on the canvas times output size over valid size, per axis, is a box on the original (`Canvas.undo_boxes`).
@@ -169,7 +171,8 @@ class PromptEvalMapper:
         """Map one record; raises DataError as `PromptMapper`."""
         if self.task == "detect":
             return self.sample(record, [Prompt("detect", self.instructions["detect"][0], "", learns=(False,) * 3)])
-        return self.sample(record, prompts_of(record, self.task, instructions=self.instructions))
+        prompts = prompts_of(record, self.task, instructions=self.instructions)
+        return self.sample(record, prompts[:1] if self.task == "caption" else prompts)
 
     def sample(
         self, record: Record, prompts: Sequence[Prompt], points: Mapping[int, tuple[float, float]] | None = None
