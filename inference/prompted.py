@@ -15,11 +15,12 @@ from ..datasets.batches import Batch
 from ..datasets.collate import collate
 from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, Region
-from ..datasets.tasks import EVAL_INSTRUCTIONS, Prompt
-from ..datasets.transforms.prompt_mapper import PromptEvalMapper, Tokenizer
+from ..datasets.tasks import Prompt
+from ..datasets.transforms.prompt_mapper import PromptEvalMapper
 from ..modeling.systems import build_trained, find_system
 from ..utils.errors import UsageError
 from .asks import Ask, check_inside
+from .prompt_mappers import evaluation_mapper
 
 _log = logging.getLogger(__name__)
 TASKS = ("region", "refer", "trace", "detect")  # that `PromptedPredictor` asks for
@@ -52,7 +53,7 @@ class PromptedPredictor:
         categories = categories_of([entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST])
         tokenizer = find_system(cfg.MODEL.NAME).tokenizer(cfg)
         model = build_trained(cfg, categories, tokenizer, device)
-        return cls(model, categories, {task: prompt_mapper(cfg, task, tokenizer) for task in TASKS})
+        return cls(model, categories, {task: evaluation_mapper(task, tokenizer, cfg) for task in TASKS})
 
     def predict(self, record: Record, asks: Sequence[Ask] = ()) -> Record:
         """Answer questions about an image, all of a task at once.
@@ -140,18 +141,3 @@ def check_answerable(cfg: Any, asks: Sequence[Ask]) -> None:
                 value=ask.value,
                 allowed="--box X0 Y0 X1 Y1, since MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS is true",
             )
-
-
-def prompt_mapper(cfg: Any, task: str, tokenizer: Tokenizer) -> PromptEvalMapper:
-    """Return the evaluation mapper of a task that a configuration describes, without masks."""
-    prompts = cfg.MODEL.PROMPTS
-    told = tuple(prompts[task.upper()].INSTRUCTIONS)
-    return PromptEvalMapper(
-        task,
-        tokenizer,
-        image_size=cfg.COCO.INPUT.IMAGE_SIZE,
-        max_context=prompts.MAX_CONTEXT,
-        alignment=prompts.ALIGNMENT,
-        instructions={**EVAL_INSTRUCTIONS, task: told} if told else EVAL_INSTRUCTIONS,
-        published=prompts.PUBLISHED,
-    )

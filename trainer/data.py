@@ -15,10 +15,10 @@ from ..datasets.records import Record
 from ..datasets.shapes import Shapes
 from ..datasets.tasks import TASKS, offers
 from ..datasets.transforms.mapper import EvalMapper, Mapper, PanopticCaptionMapper
+from ..inference.prompt_mappers import evaluation_mapper, training_mapper
 from ..utils.errors import UsageError
 from .distributed import World
 from .entries import Entry, eval_groups, is_prompted, name_of, train_entries
-from .prompt_mappers import evaluation_mapper, training_mapper
 
 
 class First:

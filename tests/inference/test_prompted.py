@@ -25,7 +25,8 @@ from locap.datasets.transforms.prompt_mapper import PromptEvalMapper
 from locap.inference import single_image
 from locap.inference.asks import Ask, make_asks
 from locap.inference.predictor import write_prediction
-from locap.inference.prompted import TASKS, PromptedPredictor, prompt_mapper
+from locap.inference.prompt_mappers import evaluation_mapper
+from locap.inference.prompted import TASKS, PromptedPredictor
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.modeling.schemas.prompts import Prompts
 from locap.modeling.systems import SYSTEMS, find_system
@@ -140,7 +141,7 @@ def test_the_mapper_is_as_configured():
     cfg = OmegaConf.create({"COCO": {"INPUT": {"IMAGE_SIZE": 96}}})
     cfg.MODEL = {"PROMPTS": body}
     words = CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
-    mappers = {task: prompt_mapper(cfg, task, words) for task in TASKS}
+    mappers = {task: evaluation_mapper(task, words, cfg) for task in TASKS}
     assert mappers["refer"].instructions["refer"] == ("Find {}!",)
     assert mappers["trace"].instructions["trace"] == EVAL_INSTRUCTIONS["trace"]
     assert {(mapper.image_size, mapper.writer.max_context) for mapper in mappers.values()} == {(96, 7)}
