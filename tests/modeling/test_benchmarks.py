@@ -82,11 +82,11 @@ def test_prompted_captions(tmp_path: Path):
     report = json.loads(path.read_text())
     assert report["facts"] == {"boxes": 6, "same texts": "3 of 3"}
     assert report["measurements"][1]["name"] == "box by box (3 of 6, multiplied)"
-    for name, times in (("image encoders", 6), ("prompt features", 1)):
+    for name, least, most in (("image encoders", 5.9, 6.1), ("prompt features", 1, 3)):  # the map is projected once
         ours, slow = (cost(report, index, name) for index in range(2))
         assert ours["calls"] == 1
         assert slow["calls"] == 3
-        assert slow["tflop"] == pytest.approx(times * ours["tflop"], rel=0.15)
+        assert least <= slow["tflop"] / ours["tflop"] <= most
     written = [cost(report, index, "language model")["tflop"] for index in range(2)]
     assert written[0] == pytest.approx(written[1])  # all texts have their full length either way
     assert report["ratios"]["TFLOP"] > 1

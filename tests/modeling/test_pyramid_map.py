@@ -29,10 +29,17 @@ def test_levels_are_projected_resized_added_mixed_and_normed(stride: int):
     assert (model.out_dim, model.stride, model.patch) == (6, stride, 32)
     added = 0
     for name, level in Pooled()(images).items():
-        flat = model.laterals[name].weight[:, :, 0, 0]
-        projected = torch.einsum("oc,bchw->bohw", flat, level) + model.laterals[name].bias.view(-1, 1, 1)
+        lateral = model.laterals[name]
+        shrink = max(level.shape[-1] // size[1], 1)
+        patches = F.unfold(level, shrink, stride=shrink)  # a finer level's patch is a cell's channels
+        projected = lateral.weight.flatten(1) @ patches + lateral.bias[:, None]
+        projected = projected.unflatten(-1, (level.shape[-2] // shrink, level.shape[-1] // shrink))
         added = added + F.interpolate(projected, size, mode="bilinear", align_corners=False, antialias=True)
-    mixed = F.conv2d(added.clamp(min=0), model.mix.weight, model.mix.bias, padding=1)
+    mixed = F.gelu(added)
+    for conv, last in ((model.mix[1], False), (model.mix[3], True)):
+        mixed = F.conv2d(mixed, conv.weight, conv.bias, padding=1)
+        mixed = mixed if last else F.gelu(mixed)
+    mixed = added + mixed
     centred = mixed - mixed.mean(1, keepdim=True)
     expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
