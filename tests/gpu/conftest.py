@@ -16,7 +16,7 @@ from locap.ops.ms_deform_attn.library import Library, load
 @pytest.fixture(autouse=True)
 def _gpu() -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: the CUDA kernels were compiled and emulated, not run")
+        pytest.skip("no CUDA device: nothing ran on one; the kernels were compiled and emulated")
 
 
 @pytest.fixture(scope="session")
