@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ class PromptedPredictor:
 
     def _warn_of_length(self, prompt: Prompt) -> None:
         writer = self.mappers[prompt.task].writer
-        if (length := len(writer.tokenizer.encode(prompt.context)) - 1) > writer.max_context:
+        if (length := len(writer.tokenizer.encode_context(prompt.context, sys.maxsize))) > writer.max_context:
             read = f"the first {writer.max_context} of {length} tokens"
             _log.warning("only %s are read (MODEL.PROMPTS.MAX_CONTEXT): %s", read, prompt.text)
 

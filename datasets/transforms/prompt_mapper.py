@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
         """Return [begin] + word pieces + [end]."""
         ...
 
+    def encode_context(self, text: str, max_tokens: int) -> list[int]:
+        """Return word pieces + [end], at most ``max_tokens``; nothing for an empty text."""
+        ...
+
 
 class PromptMapper:
     """Training mapper: one task a sample, its prompts on a randomly scaled and cropped canvas.
@@ -231,7 +235,7 @@ class PromptWriter:
                 the box, or in the picture where the prompt has none.
         """
         texts = [self.tokenizer.encode(" ".join(prompt.text.split())) for prompt in prompts]
-        contexts = [self._context(prompt.context) for prompt in prompts]
+        contexts = [self.tokenizer.encode_context(prompt.context, self.max_context) for prompt in prompts]
         text = _padded(texts, 2, self.tokenizer.pad_id)
         boxes = np.array([prompt.box_xyxy or (0.0,) * 4 for prompt in prompts], float).reshape(-1, 4)
         about = np.array([prompt.box_xyxy is not None for prompt in prompts], bool)
@@ -257,10 +261,6 @@ class PromptWriter:
             texts=[prompt.text for prompt in prompts],
             region_ids=[-1 if prompt.region is None else prompt.region.id for prompt in prompts],
         )
-
-    def _context(self, text: str) -> list[int]:
-        pieces = self.tokenizer.encode(text)[1:]
-        return pieces if len(pieces) <= self.max_context else [*pieces[: self.max_context - 1], pieces[-1]]
 
     def _word_boxes(self, prompt: Prompt, num_tokens: int, canvas: Canvas) -> np.ndarray:
         height, width = canvas.original

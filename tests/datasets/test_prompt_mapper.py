@@ -18,12 +18,12 @@ from locap.datasets.tasks import TASKS, Prompt
 from locap.datasets.transforms.canvas import fit_canvas
 from locap.datasets.transforms.prompt_mapper import PromptEvalMapper, PromptMapper, PromptWriter
 from locap.utils.errors import UsageError
-from locap.utils.tokenizers import CaptionTokenizer
+from locap.utils.tokenizers import LanguageTokenizer
 
 
 @pytest.fixture(scope="module")
-def words() -> CaptionTokenizer:
-    return CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
+def words() -> LanguageTokenizer:
+    return LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +298,12 @@ def test_prompts_made_by_hand(words):
     assert targets.prompt_points.tolist() == [[[6, 12], [18, 24]], [[20, 40], [0, 0]]]
     assert targets.prompt_labels.tolist() == [[2, 3], [1, -1]]
     assert targets.task == "region"
+
+
+def test_an_instruction_may_be_longer_than_a_text():
+    short = LanguageTokenizer.from_pretrained(FOLDER, max_tokens=5)
+    instructions = {"region": ("the red circle is to the left of the large square",)}
+    mapper = PromptEvalMapper("region", short, image_size=64, max_context=32, instructions=instructions)
+    targets = mapper(Shapes(1, image_size=64)[0]).targets
+    assert targets.text.shape[1] == 5
+    assert int((targets.context[0] != short.pad_id).sum()) == 12

@@ -33,7 +33,7 @@ from locap.modeling.systems import SYSTEMS, find_system
 from locap.utils.config import load_config, save_config
 from locap.utils.errors import UsageError
 from locap.utils.files import write_tensors
-from locap.utils.tokenizers import CaptionTokenizer
+from locap.utils.tokenizers import LanguageTokenizer
 
 ROOT = Path(entry.__file__).resolve().parent
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -84,7 +84,7 @@ class Stub(nn.Module):
 
 
 def predictor_of(model: Stub, side: int = 160) -> PromptedPredictor:
-    words = CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
+    words = LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
     return PromptedPredictor(model, (), {task: PromptEvalMapper(task, words, image_size=side) for task in TASKS})
 
 
@@ -140,7 +140,7 @@ def test_the_mapper_is_as_configured():
     body.REFER.INSTRUCTIONS, body.MAX_CONTEXT = ["Find {}!"], 7
     cfg = OmegaConf.create({"COCO": {"INPUT": {"IMAGE_SIZE": 96}}})
     cfg.MODEL = {"PROMPTS": body}
-    words = CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
+    words = LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
     mappers = {task: evaluation_mapper(task, words, cfg) for task in TASKS}
     assert mappers["refer"].instructions["refer"] == ("Find {}!",)
     assert mappers["trace"].instructions["trace"] == EVAL_INSTRUCTIONS["trace"]

@@ -22,7 +22,7 @@ from locap.trainer.data import open_eval_sets
 from locap.utils.config import load_config
 from locap.utils.config_keys import key
 from locap.utils.schema import ModelConfig
-from locap.utils.tokenizers import CaptionTokenizer
+from locap.utils.tokenizers import LanguageTokenizer
 
 STUB = "all_knowing"
 
@@ -101,8 +101,8 @@ def build(cfg: Any, categories: Any, tokenizer: Any) -> AllKnowing:
     return AllKnowing({(s.task, s.reader[k].image_id): s.reader[k] for s in sets for k in range(len(s.reader))})
 
 
-def make_tokenizer(cfg: Any) -> CaptionTokenizer:
-    return CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
+def make_tokenizer(cfg: Any) -> LanguageTokenizer:
+    return LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from locap.datasets.prepare.shapes_vocabulary import FOLDER
 from locap.trainer.data import eval_loader, open_eval_sets, open_training, train_loader
 from locap.trainer.distributed import World
 from locap.utils.errors import UsageError
-from locap.utils.tokenizers import CaptionTokenizer
+from locap.utils.tokenizers import LanguageTokenizer
 
 ALL = "[trace:shapes_train, caption:shapes_train, region:shapes_train, refer:shapes_train, detect:shapes_train]"
 
 
 @pytest.fixture(scope="module")
-def words() -> CaptionTokenizer:
-    return CaptionTokenizer.from_pretrained(FOLDER, max_tokens=64)
+def words() -> LanguageTokenizer:
+    return LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
 
 
 def keys_of(cfg, words, rank=0, size=1, epoch=0):
