@@ -1,11 +1,11 @@
-# make quickstart | test | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
+# make quickstart | test | reliability | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint gpu-check
+.PHONY: quickstart test reliability lint gpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -13,6 +13,11 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The same faults as in `make test`, more often, and a table of what was survived beside the goals.
+reliability: $(INSTALLED)
+	LOCAP_RELIABILITY=full LOCAP_FIGURES=output/reliability.json \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/reliability
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

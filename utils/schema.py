@@ -68,6 +68,14 @@ class CocoDataloader:
     """Loading."""
 
     NUM_WORKERS: int = key(0, "loader processes per training process; 0 loads in the training process", minimum=0)
+    PREFETCH: int = key(2, "+ batches that each loader process has ready", minimum=1)
+    TIMEOUT: float = key(120.0, "+ seconds to wait for a loader process before the run stops; 0: for ever", minimum=0)
+    MAX_BAD_SAMPLES: int = key(
+        100, "+ unreadable training samples that are left out, and listed, before the run stops; 0: none", minimum=0
+    )
+    MAX_BAD_SHARE: float = key(
+        0.001, "+ the same as a share of the training samples; the larger of the two counts", minimum=0, maximum=1
+    )
 
 
 @dataclass
@@ -109,6 +117,26 @@ class Shapes:
     NUM_TEST: int = key(200, "+ evaluation scenes, never among the training scenes", minimum=1)
     IMAGE_SIZE: int = key(128, "+ side of the scene, pixels", minimum=32, maximum=4096)
     SEED: int = key(0, "+ which world: every scene is a function of this number and its index", minimum=0)
+
+
+@dataclass
+class Parallel:
+    """How processes share the work."""
+
+    STRATEGY: str = key(
+        "ddp", "+ ddp: each process holds the whole model; fsdp: they share one copy", choices=["ddp", "fsdp"]
+    )
+    RANKS_PER_COPY: int = key(0, "+ fsdp: processes that share a copy; 0: all of them", minimum=0)
+    ALLOW_SHARED_GPU: bool = key(False, "+ let several processes compute on one GPU")
+
+
+@dataclass
+class Timeouts:
+    """How long processes wait for each other, seconds."""
+
+    RENDEZVOUS: float = key(60.0, "+ for all processes to start", minimum=1)
+    STEP: float = key(300.0, "+ for a step; then the process that is behind is named and the run ends", minimum=1)
+    FIRST_STEP: float = key(1800.0, "+ for the first step, an evaluation or a checkpoint", minimum=1)
 
 
 @dataclass
@@ -166,6 +194,12 @@ class Solver:
     WARMUP_ITERS: int = key(10, "steps of warm-up", minimum=0)
     WARMUP_METHOD: str = key("linear", "shape of the warm-up", choices=["linear", "constant"])
     CLIP_GRADIENTS: ClipGradients = section(ClipGradients)
+    MAX_SKIPPED_STEPS: int = key(
+        3, "+ steps in a row that are left out for a gradient that is not finite; one more stops the run", minimum=0
+    )
+    EMA_DECAY: float = key(
+        0.0, "+ keep a moving average of the weights, to evaluate and export; 0: none", minimum=0, maximum=0.999999
+    )
 
 
 @dataclass
@@ -186,6 +220,11 @@ class Config:
         "+ number type of training and evaluation; auto: as FP16 says",
         choices=["auto", "fp32", "bf16", "fp16"],
     )
+    DETERMINISTIC: bool = key(False, "+ only algorithms that give the same bits every time; slower on a GPU")
+    COMPILE: bool = key(False, "+ compile the model's blocks (torch.compile): a slower start, then faster steps")
+    PARALLEL: Parallel = section(Parallel)
+    TIMEOUTS: Timeouts = section(Timeouts)
+    MAX_HOURS: float = key(0.0, "+ stop and save after so many hours, with exit code 75; 0: no limit", minimum=0)
     PORT: str = key("36872", "TCP port of the process group when the launcher gives none")
     GRADIENT_ACCUMULATE_STEP: int = key(1, "batches per optimiser step", minimum=1)
     LOG_EVERY: int = key(100, "log every so many steps", minimum=1)
@@ -197,6 +236,7 @@ class Config:
     EVAL_EVERY_EPOCHS: int = key(1, "+ evaluate after every so many epochs; 0: never", minimum=0)
     EVAL_EVERY_STEPS: int = key(0, "+ evaluate after every so many steps as well; 0: don't", minimum=0)
     EVAL_MAX_IMAGES: int = key(0, "+ images of an evaluation during training; 0: all", minimum=0)
+    EVAL_PICTURES: int = key(8, "+ images of each test set that evaluation draws; 0: none", minimum=0)
     PROTOCOLS: list[str] = key([], "+ which figures evaluation computes; empty: panoptic_captioning, or the tasks' own")
     EVAL_PROTOCOL: str = key(
         "standard", "+ upstream repeats the published code's arithmetic", choices=["standard", "upstream"]
@@ -204,6 +244,10 @@ class Config:
     EVAL_VARIANTS: dict[str, str] = key({}, "+ item of DATASETS.TEST, or task: variant of its protocol")
     CHECKPOINT_EVERY_STEPS: int = key(0, "+ save after every so many steps as well as every epoch; 0: don't", minimum=0)
     KEEP_CHECKPOINTS: int = key(2, "+ newest checkpoints kept; 0: all", minimum=0)
+    KEEP_BEST: int = key(0, "+ checkpoints with the best BEST_FIGURE that are kept besides; 0: none", minimum=0)
+    BEST_FIGURE: str = key("", "+ figure of the evaluation that decides, as it is printed; empty: the first")
+    ASYNC_CHECKPOINTS: bool = key(True, "+ write checkpoints while training goes on")
+    PEAK_TFLOPS: float = key(0.0, "+ what one device can do, to show the share used; 0: of known GPUs", minimum=0)
     MODEL: ModelConfig = section(ModelConfig)
     COCO: Coco = section(Coco)
     INPUT: Input = section(Input)
