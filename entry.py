@@ -30,6 +30,7 @@ if __name__ != "locap.entry":  # run as a script, or as the main module of a spa
 
 import argparse  # noqa: E402 - the package must exist first
 import traceback  # noqa: E402
+from contextlib import AbstractContextManager  # noqa: E402
 from typing import Any  # noqa: E402
 
 from omegaconf import read_write  # noqa: E402
@@ -72,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a system")
     train.set_defaults(command=run_train)
+    train.add_argument("--dry-run", action="store_true", help="build everything, show sizes and arithmetic, and stop")
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
@@ -160,13 +162,13 @@ def read_config(arguments: argparse.Namespace) -> Any:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """Train."""
+    """Train, or show what training would do."""
     cfg = read_config(arguments)
-    from locap.trainer.distributed import process_group
+    from locap.trainer.dry_run import dry_run
     from locap.trainer.experiment import train
 
-    with process_group(device=device_of(cfg), port=cfg.PORT) as world:
-        train(cfg, world)
+    with processes(cfg) as world:
+        (dry_run if arguments.dry_run else train)(cfg, world)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -177,10 +179,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         return score_files(arguments)
     cfg = read_config(arguments)
     from locap.evaluation.report import exit_code
-    from locap.trainer.distributed import process_group
     from locap.trainer.experiment import evaluate
 
-    with process_group(device=device_of(cfg), port=cfg.PORT) as world:
+    with processes(cfg) as world:
         return exit_code(evaluate(cfg, world, predictions=arguments.predictions))
 
 
@@ -220,6 +221,19 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
     arguments.conf_files = arguments.conf_files or [str(shipped)]
     arguments.overrides = ["SAVE_DIR", arguments.output, *arguments.overrides]
     return quickstart(read_config(arguments), Path(arguments.output))
+
+
+def processes(cfg: Any) -> AbstractContextManager:
+    """Join the other processes of the job, as the configuration says."""
+    from locap.trainer.distributed import Timeouts, process_group
+
+    seconds = cfg.TIMEOUTS
+    return process_group(
+        device=device_of(cfg),
+        port=cfg.PORT,
+        timeouts=Timeouts(seconds.RENDEZVOUS, seconds.STEP, seconds.FIRST_STEP),
+        allow_shared_gpu=cfg.PARALLEL.ALLOW_SHARED_GPU,
+    )
 
 
 def device_of(cfg: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..evaluation.formats import load_predictions_and_meta
 from ..evaluation.report import EvaluationReport, describe_source, print_results, write_regions_csv, write_report
 from ..evaluation.results import ProtocolResult
 from ..utils.errors import UsageError
+from ..utils.fault_points import reach
 from .data import EvalSet, eval_loader, open_eval_sets
 from .distributed import World, gather_texts
 from .entries import eval_groups, name_of
@@ -25,38 +26,70 @@ from .progress import ProgressBar
 from .scoring import score
 
 
-def predict_all(model: nn.Module, loader: EvalLoader, world: World, dtype: torch.dtype | None = None) -> list[Record]:
+def predict_all(
+    model: nn.Module,
+    loader: EvalLoader,
+    world: World,
+    dtype: torch.dtype | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Record] | None:
     """Predict every image; each rank does whole batches.
 
+    Args:
+        model: a system.
+        loader: of the images.
+        world: this process among its peers.
+        dtype: half precision, or None.
+        stop: asked before each batch; a rank that is told to stop predicts no more.
+
     Returns:
-        On rank 0 one record per image in the order of the data set, with masks as run lengths; elsewhere nothing.
+        On rank 0 one record per image in the order of the data set, with masks as run lengths, or None if a rank has
+        stopped early; elsewhere None.
     """
     was_training = model.training
     model.eval()
-    rows = []
+    rows: list[list[dict[str, Any]]] | None = []
     with ProgressBar("predicting", len(loader), enabled=world.is_main) as bar:
         for batch in loader:
+            reach("evaluate.batch")
+            if stop():
+                rows = None
+                break
             with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
                 rows.append([record_to_json(record) for record in model.predict(batch.to(world.device))])
             bar.advance()
     model.train(was_training)
     gathered = gather_texts(json.dumps(rows))
     if gathered is None:
-        return []
+        return None
     shares = [json.loads(text) for text in gathered]
+    if None in shares:
+        return None
     order = [(batch, rank) for rank, share in enumerate(shares) for batch in range(len(share))]
     return [record_from_json(body) for batch, rank in sorted(order) for body in shares[rank][batch]]
 
 
 def evaluate_sets(
-    model: nn.Module, eval_sets: Sequence[EvalSet], tokenizer: Any, cfg: Any, world: World, folder: Path
+    model: nn.Module,
+    eval_sets: Sequence[EvalSet],
+    tokenizer: Any,
+    cfg: Any,
+    world: World,
+    folder: Path,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[ProtocolResult]]:
     """Predict and score data sets one after the other, see `evaluate_model`; returns name -> results."""
-    return {s.name: evaluate_model(model, s, tokenizer, cfg, world, folder / s.folder) for s in eval_sets}
+    return {s.name: evaluate_model(model, s, tokenizer, cfg, world, folder / s.folder, stop) for s in eval_sets}
 
 
 def evaluate_model(
-    model: nn.Module, eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World, folder: Path
+    model: nn.Module,
+    eval_set: EvalSet,
+    tokenizer: Any,
+    cfg: Any,
+    world: World,
+    folder: Path,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[ProtocolResult]:
     """Predict and score a data set.
 
@@ -64,11 +97,12 @@ def evaluate_model(
     row per region, in ``folder``.
 
     Returns:
-        On rank 0 one result per protocol; elsewhere nothing.
+        On rank 0 one result per protocol, none if a rank was told to ``stop``; elsewhere nothing.
     """
     started = time.monotonic()
-    predictions = predict_all(model, eval_loader(eval_set, tokenizer, cfg, world), world, autocast_dtype(cfg, world))
-    if not world.is_main:
+    loader = eval_loader(eval_set, tokenizer, cfg, world)
+    predictions = predict_all(model, loader, world, autocast_dtype(cfg, world), stop)
+    if predictions is None:
         return []
     meta = {"data": eval_set.name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
     path = write_records(folder / "predictions.json", predictions, eval_set.reader.categories, meta)

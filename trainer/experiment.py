@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,27 +15,35 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from .. import __version__
+from ..datasets.bad_samples import BadSample, BadSampleLog
 from ..datasets.batches import Batch
 from ..datasets.loader import TrainLoader
 from ..datasets.mixtures import MixedReader
 from ..evaluation.results import ProtocolResult
 from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import build_trained, configured_weights, find_system
-from ..utils import untrusted
 from ..utils.config import save_config
-from ..utils.errors import UsageError
-from ..utils.files import write_tensors
-from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, verify
+from ..utils.errors import Stopped, UsageError
+from ..utils.files import append_line, write_tensors
+from . import sharded
+from .checkpoint import model_tensors
 from .data import EvalSet, First, open_eval_sets, open_training, train_loader
-from .distributed import World, on_main
+from .distributed import World, agree, gather_texts, on_main, sum_numbers
+from .ema import MovingAverage
 from .entries import eval_groups
 from .evaluate import evaluate_sets, precision, score_stored
-from .logs import JsonLines, TensorBoard, Tracker, Trackers, Wandb
-from .loop import StepReport, TrainingLoop
+from .logs import Trackers, open_trackers
+from .loop import Hooks, StepReport, TrainingLoop
 from .optimizer import Layers, build_optimizer, build_schedule
+from .parallel import Replicas, compile_blocks
 from .progress import ProgressBar
-from .run_folder import make_run_folder, resumed_run
-from .scoring import check_protocols, headline, print_scores
+from .run_folder import make_run_folder, resumed_run, writable
+from .run_lock import lock_run
+from .saving import Saver
+from .scoring import check_protocols, deciding_figure, headline, print_scores
+from .stopping import StopRequests
+from .watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -74,87 +84,114 @@ class TrainingRun:
 
     def __init__(self, cfg: Any, world: World) -> None:
         self.cfg, self.world = cfg, world
-        if cfg.RESUME:
-            resumed_run(cfg.RESUME_FROM)
-        if cfg.WEIGHT:
-            configured_weights(cfg)  # a wrong path is told before the model is built
+        on_main(lambda: check_start(cfg))  # a wrong path is told before the model is built
         self.experiment = build_experiment(cfg, world, training=True)
         self.model = self.experiment.model
         self.loader = train_loader(self.experiment.train_reader, self.experiment.tokenizer, cfg, world)
+        agree(self._identity(), "what they train")
         if cfg.WEIGHT:
             fresh = find_system(cfg.MODEL.NAME).starts_fresh
             load_weights(self.model, cfg.RESUME_FROM, allow_missing=fresh, partial=True)
         self.max_steps = max_steps(cfg, self.loader)
-        self.loop = self._loop()
+        self.loop = build_loop(self.model, cfg, world, self.max_steps, on_skip=self._keep_skipped)
         self.folder = make_run_folder(cfg)
-        self.checkpoints = CheckpointFolder(self.folder, cfg.KEEP_CHECKPOINTS)
+        self.lock = lock_run(self.folder, world)
+        self.saver = Saver(self.folder, self.model, self.loop, cfg, world)
         if cfg.RESUME:
-            self._resume()
+            self.saver.resume()
+        self.bad_samples = self._bad_sample_log()
+        self.stop = StopRequests(self.folder if world.is_main else None, cfg.MAX_HOURS)
         self.results: list[ProtocolResult] = []
-        self._saved_at = self.loop.state.step if cfg.RESUME else -1
         self._epochs = self.loop.state.epoch  # finished after the step before
 
-    def _loop(self) -> TrainingLoop:
-        cfg, solver = self.cfg, self.cfg.SOLVER
-        clip = solver.CLIP_GRADIENTS
-        return TrainingLoop(
-            self.model,
-            build_optimizer(self.model, solver, decayed_layers(self.model, cfg)),
-            build_schedule(solver, self.max_steps),
-            world=self.world,
-            seed=cfg.SEED,
-            precision=precision(cfg, self.world),
-            clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
-            accumulate=cfg.GRADIENT_ACCUMULATE_STEP,
-            targets=find_system(cfg.MODEL.NAME).targets,
+    def _identity(self) -> dict[str, str]:
+        """Return what must be the same on every rank."""
+        shapes = "".join(f"{name}{tuple(p.shape)}" for name, p in self.model.named_parameters())
+        return {
+            "version": __version__,
+            "configuration": OmegaConf.to_yaml(self.cfg),
+            "parameters": str(zlib.crc32(shapes.encode())),
+            "training samples": str(len(self.experiment.train_reader)),
+        }
+
+    def _bad_sample_log(self) -> BadSampleLog:
+        options, step = self.cfg.COCO.DATALOADER, self.loop.state.step
+        return BadSampleLog(
+            self.folder / "bad_samples.jsonl",
+            len(self.experiment.train_reader),
+            max_samples=options.MAX_BAD_SAMPLES,
+            max_share=options.MAX_BAD_SHARE,
+            resume_step=step if self.cfg.RESUME else None,
         )
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the headline figures of the last evaluation (on rank 0)."""
+        """Train to the end; returns the headline figures of the last evaluation (on rank 0).
+
+        Raises:
+            Stopped: on request; the state has been saved.
+        """
         cfg, world = self.cfg, self.world
         if world.is_main:
             save_config(cfg, self.folder / "config.yaml")
             (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that is now extended
         _log.info("run folder %s, %d optimiser steps, %d process(es)", self.folder, self.max_steps, world.size)
-        with contextlib.closing(self._trackers()) as self.trackers:
+        with (
+            self.lock,
+            self.stop,
+            contextlib.closing(self._trackers()) as self.trackers,
+            Watchdog(world, limits(cfg.TIMEOUTS), self.folder / "logs") as self.watchdog,
+        ):
             if cfg.EVAL_AT_START and not self.loop.state.step:
                 self.evaluate()
             self._train()
-            self.save()
+            self.saver.save()
+            self.saver.wait()
+            self._leave_if_asked(self.loop.stopping)
             figures = self.evaluate()
-        on_main(self._export)
+            self._leave_if_asked(self._asked())
+            self._export()
         return figures
 
     def _train(self) -> None:
         done = self.loop.state.step
+        hooks = Hooks(
+            should_report=self._should_report,
+            on_report=self._report,
+            after_step=self._after_step,
+            stop_requested=self.stop.requested,
+            on_bad_samples=self._keep_bad,
+            mark=self.watchdog.mark,
+        )
         with ProgressBar("training", self.max_steps, done=done, enabled=self.world.is_main) as self.bar:
-            self.loop.run(
-                self._batches(),
-                len(self.loader),
-                self.max_steps,
-                should_report=self._should_report,
-                on_report=self._report,
-                after_step=self._after_step,
-            )
+            self.loop.run(self._batches(), len(self.loader), self.max_steps, hooks)
 
-    def _export(self) -> str:
-        path = self.folder / "model.safetensors"
-        write_tensors(path, model_tensors(self.model))
-        return str(path)
+    def _asked(self) -> bool:
+        """Return whether any rank was asked to stop."""
+        return sum_numbers([float(self.stop.requested())])[0] > 0
+
+    def _leave_if_asked(self, asked: bool) -> None:
+        if not asked:
+            return
+        self.stop.obeyed()
+        reason = f" ({self.stop.reason})" if self.stop.reason else ""
+        raise Stopped(
+            f"Training has stopped on request{reason} after step {self.loop.state.step}; everything is saved.",
+            where=str(self.folder),
+            fix=f"to go on: the same command with RESUME True RESUME_FROM {self.folder}",
+        )
+
+    def _export(self) -> None:
+        """Write the weights to use: the average where there is one."""
+        with self._averaged():
+            tensors = sharded.full_tensors(self.model) if self.loop.replicas.sharded else model_tensors(self.model)
+        on_main(lambda: str(write_tensors(self.folder / "model.safetensors", tensors)))
+
+    def _averaged(self) -> contextlib.AbstractContextManager:
+        return self.loop.average.in_place() if self.loop.average is not None else contextlib.nullcontext()
 
     def _trackers(self) -> Trackers:
-        if not self.world.is_main:
-            return Trackers([])
-        cfg = self.cfg
-        resume_step = self.loop.state.step if cfg.RESUME else None
-        trackers: list[Tracker] = [JsonLines(self.folder / "metrics.jsonl", resume_step=resume_step)]
-        if cfg.TENSORBOARD:
-            trackers.append(TensorBoard(self.folder / "tensorboard", resume_step=resume_step))
-        if cfg.WANDB:
-            name = f"{cfg.BASENAME}/{self.folder.name}"
-            values = OmegaConf.to_container(cfg, resolve=True)
-            trackers.append(Wandb(self.folder, project=cfg.WANDB_PROJECT, name=name, config=values))
-        return Trackers(trackers)
+        resume_step = self.loop.state.step if self.cfg.RESUME else None
+        return open_trackers(self.cfg, self.folder, resume_step) if self.world.is_main else Trackers([])
 
     def _batches(self) -> Iterator[Batch]:
         epoch, start = self.loop.state.epoch, self.loop.state.batch
@@ -173,60 +210,110 @@ class TrainingRun:
 
     note = ""
 
+    def _keep_skipped(self, step: int, norm: float, ranks: list[dict[str, Any]]) -> None:
+        """Write down a step that was left out (rank 0)."""
+        line = {"step": step, "grad_norm": repr(norm), "ranks": ranks}
+        append_line(self.folder / "not_finite.jsonl", json.dumps(line, ensure_ascii=False))
+        _log.warning("step %d was left out: its gradient is not finite (%s)", step, self.folder / "not_finite.jsonl")
+
+    def _keep_bad(self, samples: list[BadSample]) -> None:
+        """Write down what all ranks could not read; stops the run where it is too much."""
+        gathered = gather_texts(json.dumps([asdict(sample) for sample in samples]))
+        rows = [BadSample(**row) for text in gathered or [] for row in json.loads(text)]
+        state = self.loop.state
+        on_main(lambda: str(self.bad_samples.add(state.step, state.epoch, rows)))
+
     def _after_step(self) -> None:
         cfg, state = self.cfg, self.loop.state
         self.bar.advance(note=self.note)
         before, self._epochs = self._epochs, state.epoch  # accumulated batches may reach into the next epoch
-        if _reaches(cfg.CHECKPOINT_EVERY_STEPS, state.step) or state.epoch > before:
-            self.save()
         by_epoch = _reaches(cfg.EVAL_EVERY_EPOCHS, state.epoch, before)
-        if (by_epoch or _reaches(cfg.EVAL_EVERY_STEPS, state.step)) and state.step < self.max_steps:
+        evaluates = (by_epoch or _reaches(cfg.EVAL_EVERY_STEPS, state.step)) and state.step < self.max_steps
+        due = _reaches(cfg.CHECKPOINT_EVERY_STEPS, state.step) or state.epoch > before
+        if due or self.loop.stopping or (evaluates and cfg.KEEP_BEST):
+            self.watchdog.mark("checkpoint", state.step)
+            self.saver.save()
+        if evaluates and not self.loop.stopping:
             with self.bar.hidden():
                 self.evaluate()
 
-    def save(self) -> None:
-        """Write a checkpoint, once per step."""
-        step = self.loop.state.step
-        if self._saved_at == step:
-            return
-        self._saved_at = step
-        state = self.loop.state_dict()
-        on_main(lambda: str(self.checkpoints.save(self.model, self.loop.optimizer, state, step)))
-
     def evaluate(self) -> dict[str, float]:
-        """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES of each data set before."""
+        """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES of each data set before.
+
+        A request to stop ends it early, without figures.
+        """
         cfg, step = self.cfg, self.loop.state.step
+        self.watchdog.mark("evaluation", step)
         final = step >= self.max_steps
         sets = self.experiment.eval_sets
         if cfg.EVAL_MAX_IMAGES and not final:
             sets = [replace(each, reader=First(each.reader, cfg.EVAL_MAX_IMAGES)) for each in sets]
         folder = self.folder / "evaluations" / f"step_{step:08d}"
-        scored = evaluate_sets(self.model, sets, self.experiment.tokenizer, cfg, self.world, folder)
+        with self._averaged():
+            scored = evaluate_sets(
+                self.model, sets, self.experiment.tokenizer, cfg, self.world, folder, stop=self.stop.requested
+            )
         self.results = [result for results in scored.values() for result in results]
         figures = headline(scored)
-        if self.world.is_main:
-            self.trackers.log("evaluate", step, {"seconds": self.loop.state.seconds, "metrics": figures})
-            _log.info("step %d: %s", step, ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
-            if final:
-                print_scores(scored)
+        if self.world.is_main and figures:
+            self._tell(scored, figures, final)
         return figures
 
-    def _resume(self) -> None:
-        folder = Path(on_main(lambda: str(self._starting_point())))
-        state = verify(folder)
-        _log.info("going on from %s", folder)
-        load_weights(self.model, folder)
-        restore_optimizer(self.loop.optimizer, self.model, untrusted.load_tensors(folder / "optimizer.safetensors"))
-        self.loop.load_state_dict(state)
+    def _tell(self, scored: Mapping[str, Sequence[ProtocolResult]], figures: dict[str, float], final: bool) -> None:
+        step = self.loop.state.step
+        self.trackers.log("evaluate", step, {"seconds": self.loop.state.seconds, "metrics": figures})
+        _log.info("step %d: %s", step, ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+        name, higher_is_better = deciding_figure(self.cfg, figures)
+        self.saver.note_figure(figures[name], higher_is_better=higher_is_better)
+        if final:
+            print_scores(scored)
 
-    def _starting_point(self) -> Path:
-        """Return the checkpoint that RESUME_FROM names, or the newest of the run that it names."""
-        given = Path(self.cfg.RESUME_FROM)
-        if given == self.folder:
-            return self.checkpoints.newest()
-        verify(given)
-        self.checkpoints.go_back(given)
-        return given
+
+def build_loop(model: nn.Module, cfg: Any, world: World, max_steps: int, **options: Any) -> TrainingLoop:
+    """Return the loop that the configuration describes; the model is shared out among the ranks.
+
+    Args:
+        model: with the weights that training starts from.
+        cfg: the resolved configuration.
+        world: this process among its peers.
+        max_steps: of the run.
+        options: further arguments of `TrainingLoop`.
+    """
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    blocks = find_system(cfg.MODEL.NAME).blocks(model)
+    if cfg.COMPILE:
+        compile_blocks(blocks)
+    sharing = {"strategy": cfg.PARALLEL.STRATEGY, "ranks_per_copy": cfg.PARALLEL.RANKS_PER_COPY}
+    layers = decayed_layers(model, cfg)
+    replicas = Replicas(model, world, blocks=blocks, **sharing)  # parameters may be others from here on
+    return TrainingLoop(
+        model,
+        build_optimizer(model, solver, layers),
+        build_schedule(solver, max_steps),
+        world=world,
+        replicas=replicas,
+        seed=cfg.SEED,
+        precision=precision(cfg, world),
+        clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
+        accumulate=cfg.GRADIENT_ACCUMULATE_STEP,
+        targets=find_system(cfg.MODEL.NAME).targets,
+        average=MovingAverage(model, solver.EMA_DECAY) if solver.EMA_DECAY else None,
+        max_skipped=solver.MAX_SKIPPED_STEPS,
+        **options,
+    )
+
+
+def check_start(cfg: Any) -> str:
+    """Look whether the run's folder, or the weights it starts from, can be used; returns nothing of interest.
+
+    Raises:
+        CheckpointError: they can't.
+    """
+    if cfg.RESUME:
+        return str(resumed_run(cfg.RESUME_FROM))
+    if cfg.WEIGHT:
+        configured_weights(cfg)
+    return str(writable(Path(cfg.SAVE_DIR)))
 
 
 def decayed_layers(model: nn.Module, cfg: Any) -> Layers:

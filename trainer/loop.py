@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,13 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from ..datasets.bad_samples import BadSample
 from ..datasets.batches import Batch, RegionTargets, Targets
 from ..utils.errors import NumericError
+from ..utils.fault_points import reach
 from .checkpoint import TrainingState
-from .distributed import World, sum_over_ranks
-from .optimizer import Schedule
+from .distributed import World, sum_numbers, sum_over_ranks
+from .ema import MovingAverage
+from .finite import FiniteWatch, divergence
+from .meter import Meter
+from .optimizer import Schedule, learning_rates
+from .parallel import Replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,31 +29,57 @@ class StepReport:
     """One optimiser step, as logged.
 
     Attributes:
+        lr: the largest learning rate.
+        lrs: every group's, by its share of the base rate.
         losses: the loss of each part over all ranks, weights applied.
+        skipped: steps left out so far, since their gradient was not finite.
         images_per_second: over all ranks since the last report, evaluations and checkpoints left out.
         data_wait: share of that time that was spent waiting for the loader.
+        shares: the same of each phase of a step.
+        memory_gb: most that was in use on this process's device.
+        mfu: estimated share of the device's arithmetic that was used; None where unknown.
         seconds: of the loop so far, everything included.
     """
 
     step: int
     epoch: float
     lr: float
+    lrs: dict[str, float]
     loss: float
     losses: dict[str, float]
     grad_norm: float
+    skipped: int
     images_per_second: float
     data_wait: float
+    shares: dict[str, float]
+    memory_gb: float
+    mfu: float | None
     seconds: float
 
 
-@dataclass(slots=True)
-class _Meter:
-    """What happened since the last report."""
+def _nothing(*_: Any) -> None:
+    """Do nothing."""
 
-    images: int = 0
-    waited: float = 0.0
-    aside: float = 0.0  # seconds of evaluations and checkpoints
-    since: float = field(default_factory=time.monotonic)
+
+@dataclass(slots=True)
+class Hooks:
+    """What happens around steps.
+
+    Attributes:
+        should_report: which steps are logged; all ranks must agree.
+        on_report: called with their numbers.
+        after_step: called after every step; evaluates and saves.
+        stop_requested: whether this rank was asked to stop.
+        on_bad_samples: called on all ranks, with this rank's, when any rank's batches lack broken samples.
+        mark: told the phase and the step that begin, for who watches over hangs.
+    """
+
+    should_report: Callable[[int], bool] = lambda step: False
+    on_report: Callable[[StepReport], None] = _nothing
+    after_step: Callable[[], None] = _nothing
+    stop_requested: Callable[[], bool] = lambda: False
+    on_bad_samples: Callable[[list[BadSample]], None] = _nothing
+    mark: Callable[[str, int], None] = _nothing
 
 
 class TrainingLoop:
@@ -60,11 +89,18 @@ class TrainingLoop:
         model: a system: ``model(batch, step_seed)`` gives `LossTerm`s and ``model.counts(batch)`` what they count.
         optimizer, schedule: see ``trainer/optimizer.py``.
         world: this process among its peers.
+        replicas: how the model is shared with them; None: every rank holds it.
         seed: dropout and the class sentences are functions of it and of the step.
         precision: "fp32", "bf16" or "fp16".
         clip_norm: largest global gradient norm, or None.
         accumulate: batches per optimiser step.
         targets: what the model learns from.
+        average: of the weights, or None.
+        max_skipped: steps in a row that are left out for a gradient that is not finite. With fp16 the scaler decides.
+        on_skip: see `FiniteWatch`.
+
+    Attributes:
+        stopping: a rank was asked to stop, and all have finished the same step.
     """
 
     def __init__(
@@ -74,133 +110,137 @@ class TrainingLoop:
         schedule: Schedule,
         *,
         world: World,
+        replicas: Replicas | None = None,
         seed: int = 0,
         precision: str = "fp32",
         clip_norm: float | None = None,
         accumulate: int = 1,
         targets: type[Targets] = RegionTargets,
+        average: MovingAverage | None = None,
+        max_skipped: int = 0,
+        on_skip: Callable[..., None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.world = model, optimizer, schedule, world
         self.seed, self.clip_norm, self.accumulate, self.targets = seed, clip_norm, accumulate, targets
-        self.state = TrainingState()
+        self.replicas, self.average = replicas or Replicas(model, world), average
+        self.state, self.hooks, self.stopping = TrainingState(), Hooks(), False
+        self.watch = FiniteWatch(world, max_skipped, on_skip)
+        self.meter = Meter(world.device)
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._forward = self._distributed(model)
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
-        self._meter = _Meter()
+        self._reported = time.monotonic()
 
-    def _distributed(self, model: nn.Module) -> nn.Module:
-        if self.world.size == 1:
-            return model
-        # gradients of 1 x 1 convolutions come with other strides of the same order: the copy costs nothing
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        known = inspect.signature(DistributedDataParallel).parameters
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
-
-    def run(
-        self,
-        batches: Iterable[Batch],
-        steps_per_epoch: int,
-        max_steps: int,
-        *,
-        should_report: Callable[[int], bool],
-        on_report: Callable[[StepReport], None],
-        after_step: Callable[[], None],
-    ) -> None:
-        """Train from ``self.state`` until ``max_steps`` optimiser steps are done.
+    def run(self, batches: Iterable[Batch], steps_per_epoch: int, max_steps: int, hooks: Hooks) -> None:
+        """Train from ``self.state`` until ``max_steps`` optimiser steps are done, or a stop is requested.
 
         Args:
             batches: this rank's batches from the state's position on, epoch after epoch.
             steps_per_epoch: batches of an epoch.
-            should_report: which steps are logged; all ranks must agree.
-            on_report: called with their numbers.
-            after_step: called after every step; evaluates and saves.
+            hooks: what happens around steps.
+
+        Raises:
+            NumericError: training has diverged.
         """
-        stream, self._meter = iter(batches), _Meter()
-        while self.state.step < max_steps:
+        stream, self.hooks = iter(batches), hooks
+        self.meter.restart()
+        self._reported = time.monotonic()
+        while self.state.step < max_steps and not self.stopping:
+            hooks.mark("waiting for data", self.state.step)
             window = list(self._take(stream))
             if not window:
                 raise RuntimeError("the loader ended before the last step")
-            terms, norm, lr = self.step(window)
+            hooks.mark("step", self.state.step)
+            terms, norm, lrs = self.step(window)
             self._count_position(len(window), steps_per_epoch)
-            if should_report(self.state.step):
-                on_report(self._report(terms, norm, lr, steps_per_epoch))
-            started = time.monotonic()
-            after_step()
-            self._meter.aside += time.monotonic() - started
+            if hooks.should_report(self.state.step):
+                hooks.on_report(self._report(terms, norm, lrs, steps_per_epoch))
+            with self.meter.aside():
+                hooks.after_step()
+        self.watch.judge()
 
     def _take(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         for _ in range(self.accumulate):
-            started = time.monotonic()
-            batch = next(stream, None)
-            self._meter.waited += time.monotonic() - started
+            with self.meter.waiting():
+                batch = next(stream, None)
             if batch is None:
                 return
-            self._meter.images += len(batch)
+            self.meter.count(len(batch))
             yield batch.to(self.world.device)
 
-    def step(self, window: list[Batch]) -> tuple[dict[str, Tensor], Tensor, float]:
-        """Do one optimiser step on some batches; returns weighted losses (this rank's share), gradient norm, rate."""
+    def step(self, window: list[Batch]) -> tuple[dict[str, Tensor], Tensor, dict[str, float]]:
+        """Do one optimiser step on some batches; returns weighted losses (this rank's share), gradient norm, rates."""
+        reach("step.begin")
         step = self.state.step
-        lr = self.schedule.apply(self.optimizer, step)
+        self.schedule.apply(self.optimizer, step)
         torch.manual_seed(_mix(self.seed, step, self.world.rank))
-        counts = self._global_counts(window)
+        counts = self._agree(window)
         parts: dict[str, Tensor] = {}
         for index, batch in enumerate(window):
-            synchronised = index == len(window) - 1 or self.world.size == 1
-            try:
-                with nullcontext() if synchronised else self._forward.no_sync():
-                    self._backward(batch, _mix(self.seed, step), counts, parts)
-            except NumericError as err:
-                raise self._divergence(err.what, window) from err
-        norm = self._clip()
-        self._check_finite(norm, parts, window)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+            last = index == len(window) - 1
+            with nullcontext() if last else self.replicas.local_gradients():
+                self._backward(batch, _mix(self.seed, step), counts, parts)
+        with self.meter.optimizing():
+            norm = self._update(step)
         self.state.step += 1
-        return parts, norm, lr
+        if not self._scaler.is_enabled():
+            ids = [image for batch in window for image in batch.image_ids]
+            self.watch.note(self.state.step, norm, parts, ids)
+        reach("step.end")
+        return parts, norm, learning_rates(self.optimizer)
+
+    def _agree(self, window: list[Batch]) -> dict[str, float]:
+        """Tell all ranks what this one counts, in one message.
+
+        Returns:
+            What is counted over all batches of the window on all ranks, 1 at least.
+        """
+        per_batch = [self.model.counts(batch) for batch in window]
+        bad = [sample for batch in window for sample in batch.bad]
+        names = sorted(per_batch[0])
+        own = [float(sum(counts[name] for counts in per_batch)) for name in names]
+        *totals, stops, all_bad = sum_numbers([*own, float(self.hooks.stop_requested()), float(len(bad))])
+        self.stopping = stops > 0
+        if all_bad:
+            self.hooks.on_bad_samples(bad)
+        return {name: max(value, 1.0) for name, value in zip(names, totals, strict=True)}
 
     def _backward(self, batch: Batch, seed: int, counts: Mapping[str, float], parts: dict[str, Tensor]) -> None:
         share = float(len(batch) > 0)  # a rank without samples computes along and adds nothing
+        ids = batch.image_ids
         batch = batch if share else Batch.blank(kind=self.targets).to(self.world.device)
-        with torch.autocast(self.world.device.type, self._dtype, enabled=self._dtype is not None):
-            terms = self._forward(batch, seed)
+        broken = reach("step.forward") == "nan"
+        with self.meter.forward(), torch.autocast(self.world.device.type, self._dtype, enabled=self._dtype is not None):
+            try:
+                terms = self.replicas.forward(batch, seed)
+            except NumericError as err:
+                raise divergence(self.state.step + 1, err.what, ids) from err
         losses = {name: term.total * (share * term.weight / counts[term.counted]) for name, term in terms.items()}
-        # gradients are averaged over ranks, the division above is by the sum over ranks
-        self._scaler.scale(sum(losses.values()) * self.world.size).backward()
+        if broken:
+            losses = {name: value * float("nan") for name, value in losses.items()}
+        with self.meter.backward():  # gradients are averaged over ranks, the division above is by the sum over ranks
+            self._scaler.scale(sum(losses.values()) * self.world.size).backward()
+        reach("step.backward")
         for name, value in losses.items():
             parts[name] = parts.get(name, 0) + value.detach()
 
-    def _global_counts(self, window: list[Batch]) -> dict[str, float]:
-        """Return what is counted over all batches of the window on all ranks, 1 at least."""
-        per_batch = [self.model.counts(batch) for batch in window]
-        names = sorted(per_batch[0])
-        local = torch.tensor([sum(counts[name] for counts in per_batch) for name in names], dtype=torch.float64)
-        total = local if self.world.size == 1 else sum_over_ranks(local.to(self.world.device)).cpu()
-        return {name: max(value, 1.0) for name, value in zip(names, total.tolist(), strict=True)}
+    def _update(self, step: int) -> Tensor:
+        """Clip and let the optimiser do its step; where the gradient is not finite, nothing changes.
 
-    def _clip(self) -> Tensor:
+        The fused optimisers look at ``found_inf`` on the device, so the host need not know.
+        """
         self._scaler.unscale_(self.optimizer)
-        largest = self.clip_norm if self.clip_norm else float("inf")
-        return torch.nn.utils.clip_grad_norm_(self._trained, largest, foreach=True)
-
-    def _check_finite(self, norm: Tensor, parts: Mapping[str, Tensor], window: list[Batch]) -> None:
-        """Stop before a bad gradient reaches the weights; with fp16 the scaler skips the step instead."""
-        if self._scaler.is_enabled() or bool(norm.isfinite()):
-            return
-        bad = [name for name, value in parts.items() if not bool(value.isfinite())]
-        raise self._divergence("The gradient is not finite.", window, ", ".join(bad) or "no loss, only the gradient")
-
-    def _divergence(self, what: str, window: list[Batch], bad: str | None = None) -> NumericError:
-        return NumericError(
-            f"Training has diverged at step {self.state.step + 1}. {what}",
-            where=f"images {[image for batch in window for image in batch.image_ids]}",
-            value=f"not finite: {bad}" if bad else None,
-            allowed="finite losses and gradients",
-            fix="lower SOLVER.BASE_LR, or PRECISION fp32; the last checkpoint is intact",
-        )
+        norm = self.replicas.clip(self._trained, self.clip_norm or float("inf"))
+        skipped = (~norm.isfinite()).float()
+        if not self._scaler.is_enabled():
+            self.optimizer.found_inf = skipped
+        reach("step.optimizer")
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step, skipped)
+        return norm
 
     def _count_position(self, num_batches: int, steps_per_epoch: int) -> None:
         self.state.batch += num_batches
@@ -208,34 +248,47 @@ class TrainingLoop:
             self.state.batch -= steps_per_epoch
             self.state.epoch += 1
 
-    def _report(self, parts: dict[str, Tensor], norm: Tensor, lr: float, steps_per_epoch: int) -> StepReport:
+    def _report(
+        self, parts: dict[str, Tensor], norm: Tensor, lrs: dict[str, float], steps_per_epoch: int
+    ) -> StepReport:
         names = sorted(parts)
         values = sum_over_ranks(torch.stack([parts[name].double() for name in names])).tolist()
-        losses = dict(zip(names, values, strict=True))
-        meter, now = self._meter, time.monotonic()
-        elapsed = max(now - meter.since - meter.aside, 1e-9)
-        self._meter = _Meter()
-        self.state.seconds += now - meter.since
+        timing, now = self.meter.take(self.world), time.monotonic()
+        self.state.seconds += now - self._reported
+        self._reported = now
         return StepReport(
             step=self.state.step,
             epoch=self.state.epoch + self.state.batch / steps_per_epoch,
-            lr=lr,
+            lr=max(lrs.values()),
+            lrs=lrs,
             loss=sum(values),
-            losses=losses,
+            losses=dict(zip(names, values, strict=True)),
             grad_norm=float(norm),
-            images_per_second=meter.images * self.world.size / elapsed,
-            data_wait=meter.waited / elapsed,
+            skipped=self.watch.skipped,
+            images_per_second=timing.images_per_second,
+            data_wait=timing.data_wait,
+            shares=timing.shares,
+            memory_gb=timing.memory_gb,
+            mfu=timing.mfu,
             seconds=self.state.seconds,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loop's own state, for a checkpoint."""
+        """Return the loop's own state, for a checkpoint.
+
+        Raises:
+            NumericError: the last step was one too many without a finite gradient.
+        """
+        self.watch.judge()
         state = {name: getattr(self.state, name) for name in TrainingState.__slots__}
-        return state | {"scaler": self._scaler.state_dict()}
+        watch = {"skipped": self.watch.skipped, "in_a_row": self.watch.in_a_row}
+        return state | {"scaler": self._scaler.state_dict(), "not_finite": watch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
         self.state = TrainingState(**{name: state[name] for name in TrainingState.__slots__})
+        for name, value in state.get("not_finite", {}).items():
+            setattr(self.watch, name, value)
         if state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
 

@@ -108,6 +108,13 @@ def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the rates in use, each under its share of the largest: "1", "0.1", ..."""
+    groups = sorted(optimizer.param_groups, key=lambda group: -group["initial_lr"])
+    largest = groups[0]["initial_lr"] or 1.0
+    return {f"{group['initial_lr'] / largest:.3g}": group["lr"] for group in groups}
+
+
 class Schedule:
     """Learning-rate factor per optimiser step (detectron2's three schedules, and PixelLLM's).
 
@@ -144,12 +151,11 @@ class Schedule:
         """Return the factor of step 0, 1, ..."""
         return self._shape(step) * self._warmup(step)
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set every group's learning rate for a step; returns the first group's."""
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set every group's learning rate for a step."""
         factor = self.factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        return optimizer.param_groups[0]["lr"]
 
     def _shape(self, step: int) -> float:
         if self.kind == "WarmupMultiStepLR":

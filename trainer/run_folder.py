@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,25 @@ def resumed_run(path: str) -> Path:
         allowed="a run folder (it holds checkpoints/)",
         fix="--overrides RESUME_FROM <run folder>; to start from weights alone use WEIGHT True",
     )
+
+
+def writable(parent: Path) -> Path:
+    """Return a folder that can be made and written to.
+
+    Raises:
+        CheckpointError: it can't.
+    """
+    nearest = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not nearest.is_dir() else "cannot be written to"
+        raise CheckpointError(
+            f"The run's folder cannot be made: {nearest} {reason}.",
+            where="SAVE_DIR",
+            value=str(parent),
+            allowed="a folder that can be written to",
+            fix="--overrides SAVE_DIR <folder>",
+        )
+    return parent
 
 
 def _first_free(parent: Path) -> Path:

@@ -14,7 +14,7 @@ from ..datasets.tasks import asked
 from ..evaluation.report import print_results
 from ..evaluation.results import ProtocolResult
 from ..evaluation.runner import evaluate_stored, evaluator_class, make_evaluators
-from ..utils.errors import UsageError
+from ..utils.errors import UsageError, nearest
 from .data import EvalSet
 
 CAPTION_ATTRIBUTES = "caption_attributes"
@@ -51,6 +51,8 @@ HEADLINES = {  # figure: (name, factor)
     "shape": ("shape %", 100),
     "relation": ("relation %", 100),
 }
+
+LOWER_IS_BETTER = ("word error %", "point L1 %")
 
 
 def protocols_of(eval_set: EvalSet, cfg: Any) -> list[str]:
@@ -96,7 +98,8 @@ def protocol_options(eval_set: EvalSet, cfg: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_protocols(cfg: Any, eval_sets: Sequence[EvalSet]) -> None:
-    """Raise the `UsageError` of wrong PROTOCOLS, EVAL_VARIANTS or tasks now, not after hours of training."""
+    """Raise the `UsageError` of wrong PROTOCOLS, EVAL_VARIANTS, tasks or BEST_FIGURE now, not after hours of training."""
+    check_best_figure(cfg)
     for eval_set in eval_sets:
         protocols = protocols_of(eval_set, cfg)
         if not OmegaConf.select(cfg, PANOPTIC_ON, default=True):
@@ -138,6 +141,33 @@ def headline(scored: Mapping[str, Sequence[ProtocolResult]]) -> dict[str, float]
             if name in figures:
                 quoted[shown + ending] = factor * figures[name]
     return quoted
+
+
+def deciding_figure(cfg: Any, figures: Mapping[str, float]) -> tuple[str, bool]:
+    """Return the name of the figure that says which weights are best, and whether more of it is better.
+
+    Raises:
+        UsageError: BEST_FIGURE is none of them.
+    """
+    name = cfg.BEST_FIGURE or next(iter(figures))
+    if name not in figures:
+        close = nearest(name, figures)
+        raise UsageError(
+            "The evaluation has no such figure.",
+            where="BEST_FIGURE",
+            value=name,
+            allowed=", ".join(figures),
+            fix=f'--overrides BEST_FIGURE "{close}"' if close else None,
+        )
+    return name, name.partition(" (")[0] not in LOWER_IS_BETTER
+
+
+def check_best_figure(cfg: Any) -> None:
+    """Raise UsageError where BEST_FIGURE is none that any evaluation shows, before training."""
+    shown = {name: 0.0 for name, _ in HEADLINES.values()}
+    if cfg.BEST_FIGURE:
+        name, bracket, _ = cfg.BEST_FIGURE.partition(" (")
+        deciding_figure(cfg, {**shown, cfg.BEST_FIGURE: 0.0} if bracket and name in shown else shown)
 
 
 def print_scores(scored: Mapping[str, Sequence[ProtocolResult]]) -> None:

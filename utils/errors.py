@@ -84,6 +84,12 @@ class NumericError(LocapError):
     exit_code = 6
 
 
+class Stopped(LocapError):
+    """Not an error: training was asked to stop, and has saved its state."""
+
+    exit_code = EXIT_STOPPED
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word closest to ``word``, or None when nothing is close."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -209,6 +209,9 @@ class Config:
     SAVE_DIR: str = key("./data/test", "folder that runs write to")
     BASENAME: str = key("", "name of the run; empty: that of the first configuration file")
     RESUME: bool = key(False, "go on with the run in RESUME_FROM (a folder) exactly where it stopped")
+    RESUME_CHANGES: list[str] = key(
+        [], "+ keys that may differ from those of the run that RESUME goes on with, though its samples hang on them"
+    )
     WEIGHT: bool = key(False, "start from the weights in RESUME_FROM (a file)")
     RESUME_FROM: str = key("", "weights file or run folder, see WEIGHT and RESUME")
     SEED: int = key(0, "+ order, augmentation, initial weights and dropout follow from it", minimum=0)

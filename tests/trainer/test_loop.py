@@ -11,7 +11,8 @@ from torch import nn
 from locap.datasets.batches import Batch, PromptTargets, RegionTargets
 from locap.modeling.losses.terms import LossTerm
 from locap.trainer.distributed import World
-from locap.trainer.loop import TrainingLoop
+from locap.trainer.ema import MovingAverage
+from locap.trainer.loop import Hooks, TrainingLoop
 from locap.trainer.optimizer import Schedule
 from locap.utils.errors import NumericError
 
@@ -53,11 +54,11 @@ def make_loop(model: nn.Module, optimizer: str = "SGD", lr: float = 0.1, **optio
 def test_losses_are_means_over_what_they_count():
     model = Toy()
     loop = make_loop(model)
-    parts, norm, lr = loop.step([batch_of(100, 50)])
+    parts, norm, lrs = loop.step([batch_of(100, 50)])
     wanted = (16 * (0.5 - 1) ** 2 + 24 * (0.25 - 1) ** 2) / 40
     assert float(parts["loss_pixels"]) == pytest.approx(3 * wanted)
     assert float(parts["loss_scale"]) == pytest.approx(0.5 * 4.0)
-    assert lr == 0.1
+    assert lrs == {"1": 0.1}
     slopes = torch.tensor([3 * (16 * 2 * -0.5 + 24 * 2 * -0.75 * 0.5) / 40, 2.0])
     assert float(norm) == pytest.approx(float(slopes.norm()))
     assert torch.allclose(model.scale, torch.tensor([0.5, 2.0]) - 0.1 * slopes)
@@ -116,21 +117,54 @@ def test_dropout_is_a_function_of_seed_and_step_alone():
     assert len({*everything, *scales(1, 0)}) == 6
 
 
-def test_a_bad_gradient_stops_before_the_weights_and_names_the_images():
+@pytest.mark.fault("D1")
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_a_bad_gradient_changes_no_bit_and_training_goes_on(optimizer):
     model = Toy()
-    loop = make_loop(model, "AdamW")
+    average = MovingAverage(model, 0.9)
+    told = []
+    loop = make_loop(model, optimizer, max_skipped=1, average=average, on_skip=lambda *args: told.append(args))
+    loop.step([batch_of(100)])
+    before = copies(loop, average)
+    loop.step([batch_of(100), batch_of(float("nan"))])
+    assert all(torch.equal(one, other) for one, other in zip(before, copies(loop, average), strict=True))
+    assert (loop.state.step, loop.watch.skipped) == (2, 1)
+    assert told[0][2][0]["images"] == ["image_100", "image_nan"]
+    loop.step([batch_of(100)])
+    assert not torch.equal(before[0], model.scale)
+    assert loop.watch.in_a_row == 0
+
+
+def copies(loop: TrainingLoop, average: MovingAverage) -> list[torch.Tensor]:
+    """Weights, everything the optimiser remembers, and the average."""
+    state = loop.optimizer.state[loop.model.scale]
+    tensors = [loop.model.scale, *(state[key] for key in sorted(state) if state[key] is not None)]
+    return [tensor.detach().clone() for tensor in (*tensors, average.average["scale"])]
+
+
+@pytest.mark.fault("D1")
+def test_a_run_of_bad_gradients_stops_before_the_weights_and_names_the_images():
+    model = Toy()
+    loop = make_loop(model, "AdamW", max_skipped=1)
     loop.step([batch_of(100)])
     weights = model.scale.detach().clone()
-    state = {key: value.clone() for key, value in loop.optimizer.state[model.scale].items()}
-    with pytest.raises(NumericError, match=r"diverged at step 2\. The gradient is not finite") as caught:
+    loop.step([batch_of(float("nan"))])
+    with pytest.raises(NumericError, match=r"diverged at step 3\. The gradient is not finite") as caught:
         loop.step([batch_of(100), batch_of(float("nan"))])
     assert caught.value.exit_code == 6
     assert "image_100" in str(caught.value)
     assert "image_nan" in str(caught.value)
-    assert "not finite: loss_pixels'" in str(caught.value)
+    assert "not finite: loss_pixels; 2 steps in a row" in str(caught.value)
     assert torch.equal(model.scale, weights)
-    assert all(torch.equal(value, loop.optimizer.state[model.scale][key]) for key, value in state.items())
-    assert loop.state.step == 1
+
+
+def test_how_often_steps_were_left_out_is_remembered():
+    loop = make_loop(Toy(), max_skipped=1)
+    loop.step([batch_of(float("nan"))])
+    twin = make_loop(Toy(), max_skipped=1)
+    twin.load_state_dict(loop.state_dict())
+    with pytest.raises(NumericError, match="2 steps in a row"):
+        twin.step([batch_of(float("nan"))])
 
 
 def test_an_infinite_gradient_in_half_precision_skips_the_step_and_halves_the_scale():
@@ -155,8 +189,7 @@ def run(loop: TrainingLoop, batches: int, max_steps: int, per_epoch: int) -> lis
     def note() -> None:
         seen.append((loop.state.step, loop.state.epoch, loop.state.batch))
 
-    stream = [batch_of(100)] * batches
-    loop.run(stream, per_epoch, max_steps, should_report=lambda step: False, on_report=print, after_step=note)
+    loop.run([batch_of(100)] * batches, per_epoch, max_steps, Hooks(after_step=note))
     return seen
 
 
@@ -167,17 +200,25 @@ def test_the_position_counts_batches_across_epochs():
 
 def test_time_spent_evaluating_is_no_training_speed():
     loop, reports = make_loop(Toy()), []
-    loop.run(
-        [batch_of(100, 50)] * 2,
-        2,
-        2,
-        should_report=lambda step: step == 2,
-        on_report=reports.append,
-        after_step=lambda: time.sleep(0.3),
-    )
+    hooks = Hooks(lambda step: step == 2, reports.append, after_step=lambda: time.sleep(0.3))
+    loop.run([batch_of(100, 50)] * 2, 2, 2, hooks)
     report = reports[0]
     assert report.seconds > 0.3
     assert report.images_per_second > 4 / 0.3
     assert 0 <= report.data_wait <= 1
     assert report.loss == pytest.approx(sum(report.losses.values()))
     assert report.epoch == 1.0
+
+
+def test_a_request_to_stop_ends_the_run_after_the_step():
+    loop, asked = make_loop(Toy()), iter([False, False, True])
+    loop.run([batch_of(100)] * 9, 9, 9, Hooks(stop_requested=lambda: next(asked)))
+    assert (loop.state.step, loop.stopping) == (3, True)
+
+
+def test_broken_samples_are_reported_with_the_step():
+    batch, told = batch_of(100), []
+    batch.bad = ["the loader's note"]
+    loop = make_loop(Toy())
+    loop.run([batch_of(100), batch], 2, 2, Hooks(on_bad_samples=lambda bad: told.append((loop.state.step, bad))))
+    assert told == [(1, ["the loader's note"])]

@@ -1,0 +1,99 @@
+"""What of a run goes into a checkpoint, and back."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..modeling.checkpoints.loader import load_weights
+from ..utils import untrusted
+from . import sharded
+from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer, verify
+from .continuation import check_continuation, converted_position
+from .distributed import World, on_main, shared_store
+from .loop import TrainingLoop
+
+AVERAGE = "ema.safetensors"
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a run and goes on with it.
+
+    Args:
+        folder: of the run.
+        model: the system.
+        loop: what trains it.
+        cfg: the resolved configuration.
+        world: this process among its peers.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, loop: TrainingLoop, cfg: Any, world: World) -> None:
+        self.folder, self.model, self.loop, self.cfg, self.world = folder, model, loop, cfg, world
+        self.checkpoints = CheckpointFolder(
+            folder, cfg.KEEP_CHECKPOINTS, keep_best=cfg.KEEP_BEST, write_ahead=cfg.ASYNC_CHECKPOINTS
+        )
+        self._saved_at = -1
+
+    def save(self) -> None:
+        """Write a checkpoint, once per step; it may still be under way when this returns."""
+        step = self.loop.state.step
+        if self._saved_at == step:
+            return
+        self._saved_at = step
+        state = self.loop.state_dict() | {"batch_size": self.cfg.COCO.TRAIN.BATCH_SIZE_TOTAL}
+        if self.loop.replicas.sharded:
+            staged = sharded.staged(self.model, self.loop.optimizer, self.loop.average)
+            rank = self.world.rank
+            write = lambda folder: sharded.write(staged, folder, rank)  # noqa: E731
+            self.checkpoints.save_shards(write, state, step, self.world, shared_store())
+        elif self.world.is_main:
+            self.checkpoints.save(self._tensors(), state, step)
+
+    def _tensors(self) -> dict[str, dict[str, Any]]:
+        tensors = {
+            "model.safetensors": model_tensors(self.model),
+            "optimizer.safetensors": optimizer_tensors(self.loop.optimizer, self.model),
+        }
+        if self.loop.average is not None:
+            tensors[AVERAGE] = self.loop.average.average
+        return tensors
+
+    def wait(self) -> None:
+        """Return when everything is on disk."""
+        self.checkpoints.wait()
+
+    def note_figure(self, value: float, *, higher_is_better: bool) -> None:
+        """Say how good the weights of this step are, so that the best are kept."""
+        if self.world.is_main and self.cfg.KEEP_BEST:
+            self.checkpoints.note_figure(self.loop.state.step, value, higher_is_better=higher_is_better)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that RESUME_FROM names, or the newest of the run that it names."""
+        folder = Path(on_main(lambda: str(self._starting_point())))
+        state = verify(folder)
+        _log.info("going on from %s", folder)
+        if self.loop.replicas.sharded:
+            sharded.restore(folder, self.model, self.loop.optimizer, self.loop.average)
+        else:
+            self._restore(folder)
+        self.loop.load_state_dict(converted_position(state, self.cfg.COCO.TRAIN.BATCH_SIZE_TOTAL))
+        self._saved_at = self.loop.state.step
+
+    def _restore(self, folder: Path) -> None:
+        load_weights(self.model, folder)
+        restore_optimizer(self.loop.optimizer, self.model, untrusted.load_tensors(folder / "optimizer.safetensors"))
+        if self.loop.average is not None and (folder / AVERAGE).exists():
+            self.loop.average.load(untrusted.load_tensors(folder / AVERAGE))
+
+    def _starting_point(self) -> Path:
+        check_continuation(self.cfg, self.folder)
+        given = Path(self.cfg.RESUME_FROM)
+        if given == self.folder:
+            return self.checkpoints.newest()
+        verify(given)
+        self.checkpoints.go_back(given)
+        return given
