@@ -98,7 +98,7 @@ def protocol_options(eval_set: EvalSet, cfg: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_protocols(cfg: Any, eval_sets: Sequence[EvalSet]) -> None:
-    """Raise the `UsageError` of wrong PROTOCOLS, EVAL_VARIANTS, tasks or BEST_FIGURE now, not after hours of training."""
+    """Raise the `UsageError` of wrong PROTOCOLS, EVAL_VARIANTS, tasks or BEST_FIGURE now, not after hours."""
     check_best_figure(cfg)
     for eval_set in eval_sets:
         protocols = protocols_of(eval_set, cfg)

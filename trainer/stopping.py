@@ -60,7 +60,6 @@ class StopRequests:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self.reason is not None:
-                raise KeyboardInterrupt
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
         self.reason = self.reason or f"signal {signal.Signals(number).name}"

@@ -44,9 +44,16 @@ def test_the_model_has_the_average_only_inside_the_block():
     model = model_of(1.0)
     average = MovingAverage(model, decay=0.9)
     model.weight.data.fill_(3.0)
-    with pytest.raises(RuntimeError, match="in between"), average.in_place():
-        assert model.weight.item() == 1.0
-        raise RuntimeError("in between")
+    seen = []
+
+    def fail_inside() -> None:
+        with average.in_place():
+            seen.append(model.weight.item())
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail_inside()
+    assert seen == [1.0]
     assert model.weight.item() == 3.0
 
 

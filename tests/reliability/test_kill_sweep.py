@@ -1,0 +1,86 @@
+"""A run that is killed anywhere in a step or a save goes on as if nothing had happened, to the last bit.
+
+Every passage of every fault point of a short run is one trial: the process is killed there, then the same command is
+given again. No trial hangs on luck.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from . import toy
+
+from locap.trainer.checkpoint import verify
+from locap.utils import fault_points
+
+SYNC_ASYNC = pytest.mark.parametrize("write_ahead", [False, True], ids=["sync", "async"])
+
+
+def passages(run: Callable[[], None], folder: Path) -> dict[str, int]:
+    """Return how often a whole run passes each point, and all of them ("*")."""
+    counted = folder / "passages.json"
+
+    def count() -> None:
+        fault_points._active = fault_points.Faults([])
+        run()
+        counted.write_text(repr(fault_points._active.passages))
+
+    assert toy.in_process(count) == 0
+    return eval(counted.read_text())
+
+
+def readable(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("checkpoints/step_????????")) if verify(path)]
+
+
+@SYNC_ASYNC
+@pytest.mark.fault("A1")
+@pytest.mark.fault("A2")
+@pytest.mark.fault("A3")
+def test_one_process(write_ahead, tmp_path, figure, scale):
+    whole = tmp_path / "whole"
+    run = lambda folder: toy.train(folder, write_ahead=write_ahead)  # noqa: E731
+    points = passages(lambda: run(whole), tmp_path)
+    wanted = toy.outcome(whole)
+    assert set(points) >= {"step.begin", "step.optimizer", "checkpoint.write", "checkpoint.rename", "metrics.write"}
+    step = scale(3 if write_ahead else 1, 1)
+    trials = range(1, points["*"] + 1, step)
+    for trial in trials:
+        folder = tmp_path / f"killed_{trial}"
+        assert toy.in_process(lambda f=folder: run(f), f"*@{trial}:kill") == -signal.SIGKILL, trial
+        before = readable(folder)
+        assert toy.in_process(lambda f=folder: run(f)) == 0, trial
+        assert toy.outcome(folder) == wanted, (trial, [path.name for path in before])
+        shutil.rmtree(folder)
+    mode = "asynchronous" if write_ahead else "synchronous"
+    figure("T1", f"1 rank, {mode}: {len(trials)} of {len(trials)} kill points ({points['*']} in the run), bitwise")
+
+
+@SYNC_ASYNC
+@pytest.mark.fault("A1")
+def test_two_processes(write_ahead, tmp_path, figure, scale):
+    """Either of the two is killed, the other ends with it."""
+    whole, victims = tmp_path / "whole", []
+    run = lambda folder: toy.on_ranks(lambda world: toy.train(folder, write_ahead=write_ahead, world=world), 2)  # noqa: E731
+    assert run(whole) == [0, 0]
+    wanted = toy.outcome(whole)
+    points = passages(lambda: toy.train(tmp_path / "alone", write_ahead=write_ahead), tmp_path)
+    trials = range(1, points["*"] + 1, scale(23, 2))
+    for trial in trials:
+        rank, folder = trial % 2, tmp_path / f"killed_{trial}"
+        train = lambda world, f=folder: toy.train(f, write_ahead=write_ahead, world=world)  # noqa: E731
+        codes = toy.on_ranks(train, 2, f"*@{trial}:kill#{rank}")
+        if codes == [0, 0]:
+            continue  # rank 1 writes nothing, so it passes fewer points
+        victims.append(trial)
+        readable(folder)
+        assert run(folder) == [0, 0], trial
+        assert toy.outcome(folder) == wanted, trial
+        shutil.rmtree(folder)
+    assert len(victims) > len(trials) / 2
+    mode = "asynchronous" if write_ahead else "synchronous"
+    figure("T1", f"2 ranks, {mode}: {len(victims)} of {len(victims)} kill points, bitwise")
