@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.batches import Batch
 from ..datasets.loader import TrainLoader
@@ -23,7 +23,8 @@ from ..utils import untrusted
 from ..utils.config import save_config
 from ..utils.errors import UsageError
 from ..utils.files import write_tensors
-from .checkpoint import CheckpointFolder, model_tensors, restore_optimizer, verify
+from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer
+from .checkpoint_files import verify
 from .data import EvalSet, First, open_eval_sets, open_training, train_loader
 from .distributed import World, on_main
 from .entries import eval_groups
@@ -121,6 +122,7 @@ class TrainingRun:
                 self.evaluate()
             self._train()
             self.save()
+            on_main(lambda: str(self.checkpoints.wait()))
             figures = self.evaluate()
         on_main(self._export)
         return figures
@@ -191,7 +193,13 @@ class TrainingRun:
             return
         self._saved_at = step
         state = self.loop.state_dict()
-        on_main(lambda: str(self.checkpoints.save(self.model, self.loop.optimizer, state, step)))
+        on_main(lambda: str(self.checkpoints.save(self._tensors(), state, step)))
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "model.safetensors": model_tensors(self.model),
+            "optimizer.safetensors": optimizer_tensors(self.loop.optimizer, self.model),
+        }
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES of each data set before."""
