@@ -88,9 +88,7 @@ class Writer:
 
     def _warn(self) -> None:
         left = PATIENCE - self.failures
-        more = (
-            f"Training goes on, until {left} more fail." if left > 0 else "That is one too many."
-        )
+        more = f"Training goes on, until {left} more fail." if left > 0 else "That is one too many."
         _log.warning("%s\n%s", self._error, more)
 
 
