@@ -59,7 +59,7 @@ class Meeting:
             if time.monotonic() > end:
                 raise CheckpointError(
                     f"The checkpoint is incomplete: {what}.",
-                    value=", ".join(map(str, missing)),
+                    value=", ".join(f"rank {key}" for key in missing if isinstance(key, int)) or None,
                     allowed=f"within {self.limit_seconds:g} s",
                 )
             time.sleep(POLL_SECONDS)
