@@ -2,31 +2,46 @@
 
 In a run's folder:
     checkpoints/step_00000500/  {model.safetensors, optimizer.safetensors, state.json, manifest.json}
+    checkpoints/best.json       the figures that tell which checkpoints are the best
     latest                      the name of the newest one, a hint; the directories themselves decide
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed import HashStore, Store
 
-from ..utils import untrusted
-from ..utils.errors import CheckpointError, LocapError
-from ..utils.files import disk_errors, sync, write_json, write_text
+from ..utils.errors import CheckpointError
+from ..utils.fault_points import reach
+from .checkpoint_best import BestFigures
+from .checkpoint_commit import commit, prune, put_aside
+from .checkpoint_files import (
+    PIECE_BYTES,
+    STATE,
+    FileEntry,
+    set_aside,
+    step_folder,
+    step_folders,
+    step_of,
+    tensor_bytes,
+    verify,
+    write_pieces,
+    write_tensor_file,
+)
+from .checkpoint_shards import Meeting, follow, gather, presiding
+from .checkpoint_staging import Staging
+from .checkpoint_writer import Writer
+from .distributed import World
 
 FORMAT_VERSION = 1
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _log = logging.getLogger(__name__)
 
 
@@ -42,21 +57,21 @@ class TrainingState:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict on the CPU, each shared tensor under its first name only."""
+    """Return the state dict where it is, each shared tensor under its first name only."""
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
             continue
         seen.add(tensor.data_ptr())
-        tensors[name] = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.detach().contiguous()
     return tensors
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimiser's tensors, named ``<key>/<parameter>``."""
+    """Return the optimiser's tensors where they are, named ``<key>/<parameter>``."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{key}/{names[id(parameter)]}": value.detach().cpu().contiguous()
+        f"{key}/{names[id(parameter)]}": value.detach().contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
         if isinstance(value, Tensor)
@@ -93,125 +108,175 @@ def _on_device(optimizer: torch.optim.Optimizer) -> bool:
 class CheckpointFolder:
     """The checkpoints of one run.
 
+    A checkpoint that the disk refuses costs a warning, and what was saved before stays; the third in a row is an error,
+    and so is the last one when `wait` asks for it.
+
     Args:
         run: the run's folder.
         keep: newest checkpoints kept; 0 keeps all.
+        keep_best: of those with the best figures, how many are kept besides, see `note_figure`.
+        write_ahead: write in a thread; `save` returns when the tensors have been copied.
+        piece_bytes: most bytes written at once.
     """
 
-    def __init__(self, run: str | Path, keep: int = 2) -> None:
-        self.run, self.keep = Path(run), keep
+    def __init__(
+        self,
+        run: str | Path,
+        keep: int = 2,
+        keep_best: int = 0,
+        write_ahead: bool = False,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        self.run, self.keep, self.keep_best, self.piece_bytes = Path(run), keep, keep_best, piece_bytes
         self.root = self.run / "checkpoints"
+        self._figures = BestFigures(self.root / "best.json")
+        self._writer, self._staging = Writer(write_ahead), Staging()
+        self._meetings = self._last_bytes = 0
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], step: int) -> Path:
-        """Write everything aside, then make it visible by one rename; older checkpoints go last.
+    def save(self, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], step: int) -> Path:
+        """Write a checkpoint aside, then make it visible by one rename; older ones go last.
+
+        A valid checkpoint of this step is left as it is, a damaged one set aside.
+
+        Args:
+            files: file name -> tensors; ``model.safetensors`` is one of them.
+            state: what else the run needs, for ``state.json``.
+            step: optimiser steps done.
+
+        Returns:
+            Where the checkpoint is, or with ``write_ahead`` will be.
 
         Raises:
-            CheckpointError: the disk is full, or cannot be written to.
+            CheckpointError: the disk has refused three checkpoints in a row (exit code 5), or the thread has failed.
         """
-        final = self.root / f"step_{step:08d}"
-        if final.exists():
-            return final
-        temporary = self.root / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
-        try:
-            with disk_errors("The checkpoint could not be written", final):
-                temporary.mkdir(parents=True)
-                save_file(model_tensors(model), temporary / "model.safetensors")
-                save_file(optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
-                write_json(temporary / "state.json", {"format": FORMAT_VERSION, **state}, indent=1)
-                _write_manifest(temporary)
-                os.replace(temporary, final)
-                sync(self.root)
-                write_text(self.run / "latest", final.name + "\n")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._prune()
+        self._writer.ready()
+        reach("checkpoint.begin")
+        text, needed = _state_bytes(state), tensor_bytes(files)
+        if self._writer.ahead:
+            files = self._staging.copy(files)
+        reach("checkpoint.staged")
+        final = step_folder(self.root, step)
+        self._writer.start(lambda: self._commit(step, lambda folder: self._write(folder, files, text), needed), final)
         return final
 
-    def newest(self) -> Path:
-        """Return the newest intact checkpoint; a damaged one is set aside as ``....invalid`` and passed over.
+    def save_shards(
+        self,
+        write_my_files: Callable[[Path], None],
+        state: Mapping[str, Any],
+        step: int,
+        world: World,
+        store: Store | None,
+        limit_seconds: float = 1800,
+    ) -> Path:
+        """As `save`, called on every rank, each of which writes files of its own.
+
+        Args:
+            write_my_files: writes this rank's files, of names that no other rank uses, into the folder it is given,
+                without collectives; with ``write_ahead`` in a thread, so from copies.
+            state: rank 0's counts.
+            step: optimiser steps done.
+            world: this process among its peers.
+            store: shared by all ranks; None where there is one.
+            limit_seconds: how long the slowest rank may write.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: as `save`, on every rank.
         """
-        reasons = []
-        for folder in sorted(self.root.glob("step_????????"), reverse=True):
+        self._writer.ready()
+        reach("checkpoint.begin")
+        self._meetings += 1  # the same step may be saved again
+        prefix = f"checkpoint/{step}.{self._meetings}"
+        meeting = Meeting(store or HashStore(), prefix, world.rank, world.size, limit_seconds)
+        text, final = _state_bytes(state), step_folder(self.root, step)
+        reach("checkpoint.staged")
+        if world.is_main:
+            self._writer.start(lambda: self._lead(meeting, write_my_files, text, step), final)
+        else:
+            self._writer.start(lambda: follow(meeting, write_my_files), final)
+        return final
+
+    def wait(self) -> None:
+        """Return when what is under way is on disk.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
+        self._writer.wait()
+
+    def newest(self, strict: bool = False) -> Path:
+        """Return the newest intact checkpoint; damaged ones after it are set aside as ``....invalid``.
+
+        Args:
+            strict: refuse to go on from any but the very newest.
+
+        Raises:
+            CheckpointError: there is none; the message says why of each.
+        """
+        self._writer.join()
+        damaged: list[tuple[Path, str]] = []
+        for folder in reversed(step_folders(self.root)):
             try:
                 verify(folder)
-                return folder
             except CheckpointError as err:
-                reasons.append(str(err).splitlines()[0])
-                _log.warning("%s Trying the checkpoint before it.", reasons[-1])
-                set_aside(folder, "invalid")
+                if strict:
+                    raise
+                damaged.append((folder, err.what))
+                continue
+            for other, reason in damaged:
+                _log.warning("%s It is set aside as %s.invalid, and %s is used.", reason, other.name, folder.name)
+                put_aside(other, other.with_name(f"{other.name}.invalid"))
+            return folder
+        reasons = [f"{folder.name}: {reason}" for folder, reason in damaged]
+        reasons += [f"{path.name}: set aside before" for path in sorted(self.root.glob("step_*.invalid"), reverse=True)]
         raise CheckpointError(
-            "The run holds no usable checkpoint.",
+            "\n           ".join(["The run holds no usable checkpoint.", *reasons]),
             where=str(self.root),
-            value="; ".join(reasons) or None,
             allowed="a folder with checkpoints/step_XXXXXXXX",
+            fix="bring an intact one back, or start a new run without RESUME",
         )
 
     def go_back(self, folder: Path) -> None:
         """Set the checkpoints after ``folder`` aside as ``....abandoned``: the run goes on from there."""
-        for newer in self.root.glob("step_????????"):
+        self._writer.join()
+        for newer in step_folders(self.root):
             if newer.name > folder.name:
                 set_aside(newer, "abandoned")
+        if (step := step_of(folder)) is not None:
+            self._figures.forget_after(step)
 
-    def _prune(self) -> None:
-        """Delete old checkpoints, and what a killed process left half written."""
-        old = sorted(self.root.glob("step_????????"))[: -self.keep] if self.keep else []
-        for folder in (*old, *self.root.glob(".tmp-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+    def note_figure(self, step: int, value: float, higher_is_better: bool = True) -> None:
+        """Remember a step's figure in ``checkpoints/best.json``; the ``keep_best`` best checkpoints are not deleted."""
+        self._figures.note(step, value, higher_is_better)
 
+    def best(self) -> Path | None:
+        """Return the checkpoint with the best figure, of those that are there."""
+        return next(iter(self._best(1)), None)
 
-def set_aside(folder: Path, why: str) -> None:
-    """Rename a checkpoint so that it is kept but never found; an earlier one of the same name goes."""
-    aside = folder.with_name(f"{folder.name}.{why}")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    def _best(self, count: int) -> list[Path]:
+        steps = [step for folder in step_folders(self.root) if (step := step_of(folder)) is not None]
+        return [step_folder(self.root, step) for step in self._figures.best(steps, count)]
 
+    def _commit(self, step: int, write: Callable[[Path], Mapping[str, FileEntry]], needed: int) -> None:
+        """Make what is written the checkpoint of a step; only then delete what is no longer kept."""
+        self._last_bytes = commit(self.root, step, write, needed) or self._last_bytes
+        prune(self.root, self.keep, self._best(self.keep_best))
+        reach("checkpoint.end")
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check sizes and hashes against the manifest; returns the state.
+    def _write(self, folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: bytes) -> dict[str, FileEntry]:
+        entries = {name: write_tensor_file(folder / name, files[name], self.piece_bytes) for name in files}
+        return entries | {STATE: write_pieces(folder / STATE, [state], self.piece_bytes)}
 
-    Raises:
-        CheckpointError: a file is missing, truncated or changed.
-    """
-    for name, (size, digest) in _read_manifest(folder).items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"The checkpoint {folder.name} is incomplete: {name}.", where=str(folder))
-        if _sha256(path) != digest:
-            raise CheckpointError(f"The checkpoint {folder.name} is damaged: {name}.", where=str(folder))
-    return untrusted.read_json(folder / "state.json")
+    def _lead(self, meeting: Meeting, write_my_files: Callable[[Path], None], state: bytes, step: int) -> None:
+        """Do rank 0's part of `save_shards`."""
 
+        def write(folder: Path) -> dict[str, FileEntry]:
+            entries = gather(meeting, folder, write_my_files)
+            return entries | {STATE: write_pieces(folder / STATE, [state], self.piece_bytes)}
 
-def _write_manifest(folder: Path) -> None:
-    files = {}
-    for name in FILES:
-        sync(folder / name)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    write_json(folder / "manifest.json", {"files": files}, indent=1)
+        with presiding(meeting):
+            self._commit(step, write, self._last_bytes)
 
 
-def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return file name -> (bytes, sha256) of every file that a checkpoint must have."""
-    if not (folder / "manifest.json").is_file():
-        raise CheckpointError(f"The checkpoint {folder.name} has no manifest.", where=str(folder))
-    try:
-        files = untrusted.read_json(folder / "manifest.json")["files"]
-        return {name: (files[name]["bytes"], files[name]["sha256"]) for name in FILES}
-    except (LocapError, KeyError, TypeError):
-        raise CheckpointError(f"The checkpoint {folder.name} has a damaged manifest.", where=str(folder)) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return digest.hexdigest()
-
-
-def _digest(file) -> Any:
-    """Hash a file piece by piece (Python 3.10)."""
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    body = {"format": FORMAT_VERSION, **state}
+    return (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

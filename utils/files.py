@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+from .fault_points import reach
 
 
 @contextmanager
@@ -22,12 +23,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
+        reach("file.write")
         yield temporary
+        reach("file.sync")
         sync(temporary)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        reach("file.rename")
         os.replace(temporary, path)
+        reach("file.renamed")
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

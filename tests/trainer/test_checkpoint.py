@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from locap.trainer.checkpoint import CheckpointFolder, optimizer_tensors, restore_optimizer, verify
+from locap.trainer.checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer
+from locap.trainer.checkpoint_files import verify
 from locap.utils.errors import CheckpointError
 
 FILES = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
@@ -29,12 +30,18 @@ def toy(width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
+def tensors(width: int = 4) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the two files of a toy's checkpoint."""
+    model, optimizer = toy(width)
+    return {"model.safetensors": model_tensors(model), "optimizer.safetensors": optimizer_tensors(optimizer, model)}
+
+
 @pytest.fixture
 def run(tmp_path) -> CheckpointFolder:
     """A run with checkpoints of the steps 1, 2 and 3."""
     folder = CheckpointFolder(tmp_path, keep=0)
     for step in (1, 2, 3):
-        folder.save(*toy(), {"step": step}, step)
+        folder.save(tensors(), {"step": step}, step)
     return folder
 
 
@@ -76,7 +83,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run: Check
     assert not (run.root / "step_00000003").exists()
     assert (run.root / "step_00000003.invalid").is_dir()
     assert "The checkpoint step_00000003" in caplog.text
-    assert "Trying the checkpoint before it" in caplog.text
+    assert "step_00000003.invalid, and step_00000002 is used" in caplog.text
 
 
 @pytest.mark.parametrize("manifest", [None, "", '{"files": {"mod', '{"files": {}}', '{"files": 1}', "[]"])
@@ -91,7 +98,7 @@ def test_the_same_step_may_be_damaged_twice(run: CheckpointFolder):
     for _ in range(2):
         truncate(run.root / "step_00000003" / "model.safetensors")
         assert run.newest().name == "step_00000002"
-        run.save(*toy(), {"step": 3}, 3)
+        run.save(tensors(), {"step": 3}, 3)
     assert run.newest().name == "step_00000003"
 
 
@@ -107,7 +114,7 @@ def test_the_newest_are_kept_and_half_written_ones_go(tmp_path):
     run = CheckpointFolder(tmp_path, keep=2)
     (run.root / ".tmp-9-deadbeef").mkdir(parents=True)
     for step in (1, 2, 3, 4):
-        run.save(*toy(), {}, step)
+        run.save(tensors(), {}, step)
     assert sorted(path.name for path in run.root.iterdir()) == ["step_00000003", "step_00000004"]
 
 
@@ -127,9 +134,10 @@ def full_disk():
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(run: CheckpointFolder, full_disk):
+    run.save(tensors(64), {"step": 4}, 4)
     with pytest.raises(CheckpointError, match="The checkpoint could not be written") as caught:
-        run.save(*toy(64), {"step": 4}, 4)
-    assert caught.value.exit_code == 4
+        run.wait()
+    assert caught.value.exit_code == 5
     assert "free disk space" in str(caught.value)
     assert sorted(path.name for path in run.root.iterdir()) == ["step_00000001", "step_00000002", "step_00000003"]
     assert run.newest().name == "step_00000003"
