@@ -131,7 +131,8 @@ deaths = _Deaths()
 
 def explained(error: Exception, board: Board, reader: Reader, timeout: float) -> Exception:
     """Return what torch's error about loader processes means, or the error itself if it is about something else."""
-    text = str(error)
+    told = error.__cause__ or error  # torch's handler knows how a process ended, what waits for it only that it did
+    text = str(told if _pid_in(str(told)) else error)
     if "timed out" in text:
         return _hung(board, reader, timeout)
     pid = _pid_in(text)
