@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .bad_samples import BadSample
+
 
 @dataclass(slots=True)
 class RegionTargets:
@@ -54,7 +56,7 @@ class RegionTargets:
 
     def masks(self) -> Tensor:
         """Return bool (n, H, W)."""
-        return self.id_map[None] == self.segment_ids[:, None, None]
+        return self.id_map[None] == self.segment_ids.to(self.id_map.dtype)[:, None, None]  # one type: compared faster
 
     def to(self, device: torch.device | str) -> RegionTargets:
         """Move every tensor but ``caption_tokens``."""
@@ -161,12 +163,14 @@ class Batch:
         targets: B `RegionTargets` or B `PromptTargets`, as the system learns from.
         image_ids: ids of the records.
         output_sizes: (height, width) of the original images; predictions are made at this size.
+        bad: training samples that were left out, since they could not be used.
     """
 
     images: list[Tensor]
     targets: list[RegionTargets] | list[PromptTargets]
     image_ids: list[int | str]
     output_sizes: list[tuple[int, int]]
+    bad: list[BadSample] = field(default_factory=list)
 
     @classmethod
     def blank(cls, size: int = 64, kind: type[Targets] = RegionTargets) -> Batch:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..utils.errors import LocapError
+from ..utils.errors import DataError, LocapError
+from . import workers
+from .bad_samples import BadSample
 from .batches import Batch
 from .collate import collate
-from .mixtures import Mixture, MixtureSampler
+from .mixtures import MixedReader, Mixture, MixtureSampler
 from .reader import Reader
+from .records import Record
 from .samplers import EvalSampler, TrainSampler
 from .transforms.mapper import Mapper, Sample
+
+_log = logging.getLogger(__name__)
 
 
 class TrainLoader:
@@ -30,6 +37,11 @@ class TrainLoader:
         seed: of the order.
         shuffle, drop_last: as `TrainSampler`.
         mixture: how the sources of a `MixedReader` are weighted (`MixtureSampler`); None visits each record once.
+        prefetch: batches that each loader process has ready.
+        timeout: seconds to wait for a loader process; 0: for ever.
+        skip_bad: leave out samples that reader or mapper refuse with a `DataError`, and list them in ``Batch.bad``;
+            what else is in a batch, and in which order, does not change.
+        sources: names of the sources of a `MixedReader`, for ``Batch.bad``.
     """
 
     def __init__(
@@ -45,6 +57,10 @@ class TrainLoader:
         shuffle: bool = True,
         drop_last: bool = False,
         mixture: Mixture | None = None,
+        prefetch: int = 2,
+        timeout: float = 0.0,
+        skip_bad: bool = True,
+        sources: Sequence[str] = (),
     ) -> None:
         self.reader = reader
         order = {"rank": rank, "world_size": world_size, "seed": seed, "shuffle": shuffle, "drop_last": drop_last}
@@ -52,8 +68,8 @@ class TrainLoader:
             self.sampler = TrainSampler(len(reader), batch_size_total, **order)
         else:
             self.sampler = MixtureSampler(mixture, batch_size_total, **order)
-        self._plan = _Plan()
-        self._loader = _data_loader(reader, mapper, self._plan, num_workers)
+        samples = _Mapped(reader, mapper, workers.Board(num_workers), sources, skip_bad)
+        self._stream = _Stream(samples, num_workers, prefetch, timeout)
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch, the same on every rank."""
@@ -63,19 +79,22 @@ class TrainLoader:
         """Yield this rank's batches of an epoch from global batch ``start_batch`` on.
 
         The last one may be smaller, and empty where the tail is smaller than the number of ranks (`TrainSampler`).
+        Any may be where samples are bad.
 
         Raises:
-            LocapError: as the reader or mapper raised it, in whichever process.
+            LocapError: as the reader or mapper raised it, in whichever process; or a loader process was killed, or
+                hangs.
         """
-        self._plan.batches = self.sampler.keys(epoch, start_batch)
-        return _unwrapped(self._loader)
+        return self._stream.batches(self.sampler.keys(epoch, start_batch))
 
 
 class EvalLoader:
     """Evaluation batches of one rank: whole batches, the same whatever the number of ranks.
 
+    A sample that cannot be used is an error: figures of fewer samples would be wrong.
+
     Args:
-        reader, mapper, rank, world_size, num_workers: as `TrainLoader`.
+        reader, mapper, rank, world_size, num_workers, prefetch, timeout: as `TrainLoader`.
         batch_size: samples in a batch.
     """
 
@@ -88,19 +107,20 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        prefetch: int = 2,
+        timeout: float = 0.0,
     ) -> None:
         self.reader = reader
         self.sampler = EvalSampler(len(reader), batch_size, rank=rank, world_size=world_size)
-        self._plan = _Plan()
-        self._loader = _data_loader(reader, mapper, self._plan, num_workers)
+        samples = _Mapped(reader, mapper, workers.Board(num_workers))
+        self._stream = _Stream(samples, num_workers, prefetch, timeout)
 
     def __len__(self) -> int:
         """Return the number of batches of this rank; ranks may differ by one."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._plan.batches = ([(0, index) for index in indices] for indices in self.sampler)
-        return _unwrapped(self._loader)
+        return self._stream.batches([(0, index) for index in indices] for indices in self.sampler)
 
 
 class _Plan:
@@ -116,52 +136,121 @@ class _Plan:
 class _Mapped(Dataset):
     """Samples addressed by (epoch, index). A user error is returned: torch would make a traceback of a raised one."""
 
-    def __init__(self, reader: Reader, mapper: Mapper) -> None:
-        self.reader, self.mapper = reader, mapper
+    def __init__(
+        self,
+        reader: Reader,
+        mapper: Mapper,
+        board: workers.Board,
+        sources: Sequence[str] = (),
+        skip_bad: bool = False,
+    ) -> None:
+        self.reader, self.mapper, self.board = reader, mapper, board
+        self.sources, self.skip_bad = list(sources), skip_bad
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | LocapError:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | BadSample | LocapError:
         epoch, index = key
-        try:
-            return self.mapper(self.reader[index], epoch, index)
-        except LocapError as err:
-            return err
+        record = None
+        with self.board.at(index):
+            try:
+                record = self.reader[index]
+                return self.mapper(record, epoch, index)
+            except DataError as err:
+                return self._bad(err, index, record) if self.skip_bad else err
+            except LocapError as err:
+                return err
+            except Exception as err:  # a defect of a reader or mapper; without the sample nobody could find it
+                return _defect(err, index, record)
+
+    def _bad(self, err: DataError, index: int, record: Record | None) -> BadSample:
+        source, item = self._origin(index)
+        image_id = None if record is None else record.image_id
+        where = err.where or (f"sample {index}" if record is None else workers.file_of(record))
+        return BadSample(source, item, image_id, where, err.what)
+
+    def _origin(self, index: int) -> tuple[str, int]:
+        """Return the name of a sample's source and its index there."""
+        if not isinstance(self.reader, MixedReader):
+            return self.sources[0] if self.sources else "", index
+        source, item = self.reader.locate(index)
+        return self.sources[source] if self.sources else str(source), item
 
 
-def _collate(samples: Sequence[Sample | LocapError]) -> Batch | LocapError:
-    failed = next((sample for sample in samples if isinstance(sample, LocapError)), None)
-    return collate(samples) if failed is None else failed
-
-
-def _data_loader(reader: Reader, mapper: Mapper, plan: _Plan, num_workers: int) -> DataLoader:
-    if num_workers:
-        _allow_open_files()
-    return DataLoader(
-        _Mapped(reader, mapper),
-        batch_sampler=plan,
-        collate_fn=_collate,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # torch draws a worker seed even where nothing uses it; not from the global stream
+def _defect(err: Exception, index: int, record: Record | None) -> LocapError:
+    _log.error("Sample %d could not be made.", index, exc_info=err)
+    frames = traceback.extract_tb(err.__traceback__)
+    code = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name}" if frames else None
+    return LocapError(
+        f"A sample could not be made: {type(err).__name__}: {err}",
+        where=f"sample {index}" + ("" if record is None else f", image {record.image_id} ({workers.file_of(record)})"),
+        value=code,
     )
 
 
-def _allow_open_files(wanted: int = 65_536) -> None:
-    """Raise the limit on open files: every tensor on its way from a worker is one, and 1024 is a common limit."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows; a fixed limit may still suffice
-        import resource
+def _collate(samples: Sequence[Sample | BadSample | LocapError]) -> Batch | LocapError:
+    failed = next((sample for sample in samples if isinstance(sample, LocapError)), None)
+    if failed is not None:
+        return failed
+    bad = [sample for sample in samples if isinstance(sample, BadSample)]
+    batch = collate([sample for sample in samples if not isinstance(sample, BadSample)])
+    if bad:
+        batch.bad = bad
+    return batch
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        if soft < most:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+def _collate_by_value(samples: Sequence[Sample | BadSample | LocapError]) -> workers.ByValue | LocapError:
+    batch = _collate(samples)
+    return batch if isinstance(batch, LocapError) else workers.ByValue.pack(batch)
 
 
-def _unwrapped(loader: DataLoader) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, LocapError):
+class _Stream:
+    """A `DataLoader` whose processes live over many epochs, and whose errors say what happened.
+
+    Args:
+        samples: what the batches are made of.
+        num_workers, prefetch, timeout: as `TrainLoader`.
+    """
+
+    def __init__(self, samples: _Mapped, num_workers: int, prefetch: int, timeout: float) -> None:
+        self._samples, self._timeout, self._plan = samples, timeout, _Plan()
+        options = {}
+        if num_workers:
+            workers.allow_open_files()
+            options = {"prefetch_factor": prefetch, "timeout": timeout, "worker_init_fn": samples.board.enter}
+        shared = not num_workers or workers.shares_memory(num_workers, prefetch)
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=self._plan,
+            collate_fn=_collate if shared else _collate_by_value,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # torch draws a worker seed even where nothing uses it; not the global stream
+            **options,
+        )
+
+    def batches(self, keys: Iterator[list[tuple[int, int]]]) -> Iterator[Batch]:
+        """Yield the batches of some lists of (epoch, index)."""
+        self._plan.batches = keys
+        stream = self._raw()
+        for batch in stream:
+            if isinstance(batch, LocapError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # else error, traceback and frame hold each other, and workers end only after a time-out
+            yield batch.batch() if isinstance(batch, workers.ByValue) else batch
+
+    def _raw(self) -> Iterator[Batch | workers.ByValue | LocapError]:
+        iterator = None
+        while True:
             try:
-                raise batch
-            finally:
-                del batch  # else error, traceback and frame hold each other, and workers end only after a time-out
-        yield batch
+                with workers.deaths.waiting():
+                    if iterator is None:
+                        iterator = iter(self._loader)
+                        workers.deaths.watch()
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as err:
+                raise workers.explained(err, self._samples.board, self._samples.reader, self._timeout) from None
+            yield batch

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..datasets.bad_samples import most_bad
 from ..datasets.expressions import PerExpression
 from ..datasets.loader import EvalLoader, TrainLoader
 from ..datasets.mixtures import MixedMapper, MixedReader, Mixture
@@ -142,15 +143,20 @@ def train_loader(reader: MixedReader, tokenizer: Any, cfg: Any, world: World) ->
         cfg: the resolved configuration.
         world: this process among its peers.
     """
+    loading = cfg.COCO.DATALOADER
     return TrainLoader(
         reader,
         _training_mapper(reader, tokenizer, cfg),
         batch_size_total=cfg.COCO.TRAIN.BATCH_SIZE_TOTAL,
         rank=world.rank,
         world_size=world.size,
-        num_workers=cfg.COCO.DATALOADER.NUM_WORKERS,
+        num_workers=loading.NUM_WORKERS,
         seed=cfg.SEED,
         mixture=_mixture(reader, cfg),
+        prefetch=loading.PREFETCH,
+        timeout=loading.TIMEOUT,
+        skip_bad=most_bad(len(reader), loading.MAX_BAD_SAMPLES, loading.MAX_BAD_SHARE) > 0,
+        sources=[str(entry) for entry in train_entries(cfg)],
     )
 
 
@@ -180,7 +186,7 @@ def _mixture(reader: MixedReader, cfg: Any) -> Mixture | None:
 
 def eval_loader(eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World) -> EvalLoader:
     """Return the evaluation batches of this rank; which images share a batch does not depend on the number of ranks."""
-    inputs = cfg.COCO.INPUT
+    inputs, loading = cfg.COCO.INPUT, cfg.COCO.DATALOADER
     if eval_set.task:
         mapper = evaluation_mapper(eval_set.task, tokenizer, cfg)
     else:
@@ -191,5 +197,7 @@ def eval_loader(eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World) -> Ev
         batch_size=cfg.COCO.TEST.IMAGES_PER_FORWARD,
         rank=world.rank,
         world_size=world.size,
-        num_workers=cfg.COCO.DATALOADER.NUM_WORKERS,
+        num_workers=loading.NUM_WORKERS,
+        prefetch=loading.PREFETCH,
+        timeout=loading.TIMEOUT,
     )

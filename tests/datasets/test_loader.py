@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from locap.datasets import workers
+from locap.datasets.bad_samples import BadSample
+from locap.datasets.benchmarks.memory import bytes_of
 from locap.datasets.loader import EvalLoader, TrainLoader
+from locap.datasets.mixtures import MixedReader
 from locap.datasets.transforms.mapper import EvalMapper, PanopticCaptionMapper
-from locap.utils.errors import DataError
+from locap.utils.errors import DataError, LocapError
 
 
 class Repeated:
@@ -69,10 +73,10 @@ def test_an_empty_share_is_an_empty_batch(parts):
     assert batches[1].targets == batches[1].images == []
 
 
-def error_of(loader):
+def error_of(batches):
     try:
-        list(loader.batches(0))
-    except DataError as err:
+        list(batches)
+    except LocapError as err:
         return err.with_traceback(None)  # a kept traceback would keep the workers, too
 
 
@@ -81,10 +85,56 @@ def test_errors_come_through_as_themselves(parts, panoptic_set, num_workers):
     reader, mapper = parts
     path = panoptic_set.root / "images" / "000000000007.jpg"
     path.write_bytes(path.read_bytes()[:400])
-    error = error_of(TrainLoader(reader, mapper, batch_size_total=7, num_workers=num_workers))
-    assert error.what.startswith("The image is truncated or corrupt")
-    assert error.where == str(path)
-    assert "Traceback" not in str(error)
+    evaluated = EvalLoader(reader, EvalMapper(shortest=None), batch_size=3, num_workers=num_workers)
+    trained = TrainLoader(reader, mapper, batch_size_total=7, num_workers=num_workers, skip_bad=False)
+    for error in (error_of(evaluated), error_of(trained.batches(0))):
+        assert error.what.startswith("The image is truncated or corrupt")
+        assert error.where == str(path)
+        assert isinstance(error, DataError)
+        assert "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_sample_leaves_its_batch_and_is_listed(parts, panoptic_set, num_workers):
+    reader, mapper = parts
+    options = {"batch_size_total": 2, "shuffle": False, "num_workers": num_workers}
+    whole = digest(TrainLoader(reader, mapper, batch_size_total=2, shuffle=False).batches(0))
+    path = panoptic_set.root / "images" / "000000000007.jpg"
+    path.write_bytes(b"")
+    batches = list(TrainLoader(reader, mapper, **options, sources=["a_set"]).batches(0))
+    assert [batch.image_ids for batch in batches] == [[0], [2], [4], [6]]
+    assert [bad.index for batch in batches for bad in batch.bad] == [1, 3, 5]
+    assert batches[0].bad == [BadSample("a_set", 1, 1, str(path), "The image cannot be read: the file is empty.")]
+    assert [entry[1][0] for entry in digest(batches)] == [entry[1][0] for entry in whole]
+    assert batches[0].to("cpu").bad == batches[0].bad
+
+
+def test_a_batch_may_become_empty_and_sources_are_told_apart(parts, panoptic_set):
+    reader, mapper = parts
+    (panoptic_set.root / "images" / "000000000007.jpg").unlink()
+    mixed = MixedReader([Repeated(reader.reader, 2), Repeated(reader.reader, 2)])
+    loader = TrainLoader(mixed, mapper, batch_size_total=1, shuffle=False, sources=["first", "second"])
+    batches = list(loader.batches(0))
+    assert [len(batch) for batch in batches] == [1, 0, 1, 0]
+    assert [(bad.source, bad.index) for batch in batches for bad in batch.bad] == [("first", 1), ("second", 1)]
+    assert batches[1].images == batches[1].targets == []
+
+
+def test_pipes_bring_the_same_batches_as_shared_memory(parts, monkeypatch, caplog):
+    reader, mapper = parts
+    expected = digest(TrainLoader(reader, mapper, batch_size_total=4).batches(0))
+    monkeypatch.setattr(workers, "shared_memory_free", lambda: 2**20)
+    batches = list(TrainLoader(reader, mapper, batch_size_total=4, num_workers=2).batches(0))
+    assert digest(batches) == expected
+    assert not any(image.is_shared() for batch in batches for image in batch.images)
+    assert "1 MB free" in caplog.text
+
+
+def test_what_crosses_processes_is_small(parts):
+    """An image of 3 bytes a pixel, an id map of 4, and little else: no mask per region."""
+    reader, mapper = parts
+    (batch,) = TrainLoader(reader, mapper, batch_size_total=7).batches(0)
+    assert bytes_of(batch) < 7 * (32 * 32 * 7 + 1000)
 
 
 def test_loading_leaves_the_global_generator_alone(parts):
