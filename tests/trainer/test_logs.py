@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 
-import pytest
+from PIL import Image
 
-from locap.trainer.logs import JsonLines, TensorBoard, Trackers, Wandb, _has_login
+from locap.trainer.log_values import learning_rates
+from locap.trainer.logs import JsonLines, SpikeWatch, TensorBoard, Trackers, open_trackers
 
 
 def lines(path: Path) -> list[dict]:
@@ -81,37 +81,55 @@ def test_a_broken_log_is_dropped_and_the_others_go_on(tmp_path, caplog):
     assert "Broken stops: 503. Training goes on." in caplog.text
 
 
-def test_wandb_is_stored_offline_and_asks_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
-    run = Wandb(tmp_path, project="p", name="tiny/run_1", config={"SEED": 0})
-    run.log("train", 1, {"loss": 0.5, "losses": {"a": 1.0}})
-    run.close()
-    (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 20
-    while b"train/losses/a" not in (content := stored.read_bytes()):  # its service may write a little later
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert b"tiny/run_1" in content
-    identity = (tmp_path / "wandb_id.txt").read_text()
-    assert identity in stored.name
-    assert identity.encode() in content
+def test_pictures_are_named_by_their_place_in_the_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = tmp_path / "evaluations" / "0.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (4, 3), "red").save(picture)
+    trackers = open_trackers(tmp_path)
+    trackers.pictures("evaluate", 7, {"first": picture})
+    trackers.close()
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    log.pictures("evaluate", 8, {"elsewhere": Path("/other.png")})
+    log.close()
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"event": "evaluate", "step": 7, "pictures": {"first": "evaluations/0.png"}},
+        {"event": "evaluate", "step": 8, "pictures": {"elsewhere": "/other.png"}},
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["evaluate/first"]
+    assert (events.Images("evaluate/first")[0].width, events.Images("evaluate/first")[0].height) == (4, 3)
 
 
-@pytest.mark.parametrize("mode", [None, "online"])
-def test_wandb_without_a_login_is_offline(tmp_path, monkeypatch, mode):
-    wandb = pytest.importorskip("wandb")
-    modes, ids = [], set()
-    monkeypatch.setattr(wandb, "init", lambda mode, id, **_: (modes.append(mode), ids.add(id)))
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    if mode:
-        monkeypatch.setenv("WANDB_MODE", mode)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    Wandb(tmp_path, project="p", name="n", config={})
-    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret\n")
-    assert not _has_login()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080/path")
-    Wandb(tmp_path, project="p", name="n", config={})
-    assert modes == ["offline", "online"]
-    assert len(ids) == 1, "the second, resumed, goes on with the first"
+def test_any_text_is_one_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path)
+    log.log("train", 1, {"ids": ["a\u2028b", "\udcff", Path("p")]})
+    log.close()
+    assert path.read_bytes().count(b"\n") == 1
+    assert lines(path)[0]["ids"] == ["a\u2028b", "\udcff", "p"]
+    JsonLines(path, resume_step=1).close()
+    assert lines(path)[0]["ids"][0] == "a\u2028b"
+
+
+def test_every_distinct_learning_rate_is_named():
+    groups = [
+        {"lr": 5e-6, "initial_lr": 1e-5},
+        {"lr": 5e-5, "initial_lr": 1e-4},
+        {"lr": 5e-5, "initial_lr": 1e-4, "weight_decay": 0.1},
+        {"lr": 0.5, "initial_lr": 1.0, "name": "head"},
+    ]
+    assert list(learning_rates(groups).items()) == [("head", 0.5), ("0.0001", 5e-5), ("1e-05", 5e-6)]
+
+
+def test_a_spike_is_ten_times_the_usual():
+    watch = SpikeWatch(window=20)
+    assert not watch.add(0, 1e9, []), "nothing is known yet"
+    assert not any(watch.add(step, 1.0 + step % 3, []) for step in range(1, 21))
+    assert not watch.add(21, 20.0, [])
+    assert watch.add(22, 20.1, [1, 2])
+    assert not watch.add(23, float("nan"), [1])
+    for step in range(24, 50):
+        watch.add(step, 20.0, [])
+    assert not watch.add(50, 21.0, []), "a new level is the usual after a while"
