@@ -36,8 +36,8 @@ class System:
         starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
             never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
-        blocks: model -> its repeated layers, such as those of its transformers: what is sharded and compiled one by one.
-            Each is called by its ``forward`` alone, as often on every rank.
+        blocks: model -> its repeated layers, such as those of its transformers: what is sharded or compiled one by one.
+            They are called by their ``forward`` alone, each as often on every rank.
         layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from .parallel import is_shard
 
 Layers = Sequence[Sequence[nn.Parameter]]
 COSINES = ("WarmupCosineLR", "CosineAfterWarmupLR")
@@ -45,7 +46,8 @@ class GroupRule:
 def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule, layers: Layers = ()) -> list[dict[str, Any]]:
     """Return one group per distinct (learning rate, weight decay); each trainable parameter once.
 
-    Parameters that processes share have groups of their own, as no kernel takes them together with others. A shared parameter belongs to the module that is defined first.
+    Shards have groups of their own, as no kernel takes them together with whole tensors. A shared parameter belongs to
+    the module that is defined first.
 
     Args:
         model: the model.
@@ -60,7 +62,7 @@ def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule, layers: 
         factor = math.prod(value for part, value in rule.lr_multipliers.items() if part in full)
         factor *= scales.get(id(parameter), 1.0)
         decay = _decay_by_shape(parameter, rule) if rule.decay_by_shape else _decay(module_name, module, full, rule)
-        groups.setdefault((base_lr * factor, decay, isinstance(parameter, DTensor)), []).append(parameter)
+        groups.setdefault((base_lr * factor, decay, is_shard(parameter)), []).append(parameter)
     return [{"params": p, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay, _), p in groups.items()]
 
 
@@ -105,7 +107,7 @@ def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch
     )
     groups = parameter_groups(model, solver.BASE_LR, rule, layers)
     if solver.OPTIMIZER == "SGD":
-        fused = not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+        fused = not any(is_shard(parameter) for group in groups for parameter in group["params"])
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=fused)  # torch has no other
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
 

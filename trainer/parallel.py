@@ -12,17 +12,24 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.errors import UsageError
 from .distributed import World
+
+if TYPE_CHECKING:  # FSDP2 takes a second to import
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is this process's part of one that several share (a DTensor)."""
+    return hasattr(tensor, "to_local")
 
 
 class Replicas:
@@ -52,9 +59,9 @@ class Replicas:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.world = model, world
-        if strategy == "fsdp" and world.size > 1 and not isinstance(model, FSDPModule):
+        if strategy == "fsdp" and world.size > 1 and not any(map(is_shard, model.parameters())):
             shard(model, world, ranks_per_copy=ranks_per_copy, blocks=blocks, dtype=dtype)
-        self.sharded = isinstance(model, FSDPModule)
+        self.sharded = any(map(is_shard, model.parameters()))
         self.forward = model if self.sharded or world.size == 1 else _copies(model)
 
     def local_gradients(self) -> AbstractContextManager[None]:
@@ -73,8 +80,8 @@ class Replicas:
             The norm before: 0-dimensional, on the device, the same on all ranks; not finite if a gradient is not.
         """
         learning = [p for p in parameters if p.grad is not None]
-        shards = [p for p in learning if isinstance(p, DTensor)]
-        whole = [p for p in learning if not isinstance(p, DTensor)]
+        shards = [p for p in learning if is_shard(p)]
+        whole = [p for p in learning if not is_shard(p)]
         if self.sharded:
             _average([p.grad for p in whole], self.world.size)
         norm = _norm(shards, whole)
@@ -92,6 +99,8 @@ class Replicas:
         if not self.sharded:
             yield
             return
+        from torch.distributed.fsdp import FSDPModule
+
         parts = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -115,8 +124,7 @@ def shard(
     """Share one copy of a model among processes, in place (FSDP2): parameters become shards, along their first axis.
 
     A block is gathered when it is called and when its gradients are computed; all other parameters for the length of a
-    forward and backward pass. Outside of blocks only what learns is shared: frozen rest is small and stays whole, and so
-    do scalars.
+    forward and backward pass. Outside of blocks only what learns is shared: frozen rest stays whole, and so do scalars.
 
     Args:
         model: on its device, its parameters frozen or not for good.
@@ -132,6 +140,8 @@ def shard(
     Raises:
         UsageError: ``ranks_per_copy`` does not divide the processes.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = _mesh(world, ranks_per_copy)
     policy = MixedPrecisionPolicy(dtype, torch.float32) if dtype else MixedPrecisionPolicy()
     inside = {parameter for block in blocks for parameter in block.parameters()}
@@ -161,6 +171,8 @@ def _mesh(world: World, ranks_per_copy: int) -> DeviceMesh:
             value=ranks_per_copy,
             allowed=f"0, or a divisor of the {world.size} processes",
         )
+    from torch.distributed.device_mesh import init_device_mesh
+
     if ranks == world.size:
         return init_device_mesh(world.device.type, (ranks,), mesh_dim_names=("shard",))
     return init_device_mesh(world.device.type, (world.size // ranks, ranks), mesh_dim_names=("copy", "shard"))
@@ -189,6 +201,8 @@ def _unsynchronised(model: FSDPModule) -> Iterator[None]:
 
 def _enter(model: nn.Module) -> None:
     """Pass through the root once: whichever part is called first would otherwise take itself for it."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
     model._enter = types.MethodType(lambda self: None, model)
     register_fsdp_forward_method(model, "_enter")
     with torch.no_grad():
@@ -217,7 +231,7 @@ def _average(grads: list[Tensor], ranks: int) -> None:
 def _norm(shards: list[nn.Parameter], whole: list[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients, plain."""
     norms = [torch.nn.utils.get_total_norm([p.grad for p in part], foreach=True) for part in (shards, whole) if part]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norms = [norm.full_tensor() if is_shard(norm) else norm for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -10,7 +10,6 @@ with collectives while it writes, and packs what it sends in pickles.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 
 from ..utils.errors import CheckpointError
+from .parallel import is_shard
 
 _OFFSETS = "DCP_SHARDING_INFO"
 _FILES = ("model", "optimizer")
@@ -89,7 +88,7 @@ def full_tensors(model: nn.Module) -> dict[str, Tensor]:
     A tensor that several names share comes under its first name only.
     """
     return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
+        name: (tensor.full_tensor() if is_shard(tensor) else tensor).detach().cpu().contiguous()
         for name, tensor in _own_state(model).items()
     }
 
@@ -123,10 +122,9 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def _pieces(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[str, Piece]]:
     """Yield what this rank is to write: its shards, of the first copy; what is whole is rank 0's."""
     for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
-            copy = sum(
-                tensor.device_mesh.get_local_rank(i) for i, p in enumerate(tensor.placements) if p == Replicate()
-            )
+        if is_shard(tensor):
+            axes = enumerate(tensor.placements)
+            copy = any(tensor.device_mesh.get_local_rank(axis) for axis, way in axes if way.is_replicate())
             offsets, local = _offsets(tensor), tensor.to_local()
             if copy or (not local.numel() and tensor.numel()) or (not tensor.numel() and rank):
                 continue
@@ -139,7 +137,7 @@ def _pieces(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[str, Pie
 
 def _offsets(tensor: Tensor) -> tuple[int, ...]:
     """Return where this rank's part of a tensor begins."""
-    if not isinstance(tensor, DTensor):
+    if not is_shard(tensor):
         return (0,) * tensor.ndim
     return tuple(tensor.__create_chunk_list__()[0].offsets)  # the protocol of torch.distributed.checkpoint
 
@@ -202,7 +200,7 @@ class _Source:
 
     def fill(self, name: str, tensor: Tensor) -> None:
         """Copy into a tensor, or into this rank's part of it."""
-        local, start = (tensor.to_local() if isinstance(tensor, DTensor) else tensor), _offsets(tensor)
+        local, start = (tensor.to_local() if is_shard(tensor) else tensor), _offsets(tensor)
         stored = [max((o[i] + s[i] for _, o, s in self.pieces[name]), default=0) for i in range(tensor.ndim)]
         if stored != list(tensor.shape) or any(len(s) != tensor.ndim for _, _, s in self.pieces[name]):
             raise self._misfit(name, tuple(stored), tuple(tensor.shape))
@@ -222,9 +220,7 @@ class _Source:
             local[ours].copy_(part)
             filled += part.numel()
         if filled != local.numel():
-            raise CheckpointError(
-                "A part of a tensor is missing in the checkpoint.", where=str(self.folder), value=name
-            )
+            raise CheckpointError("A part of a tensor is missing.", where=str(self.folder), value=name)
 
     def _misfit(self, name: str, found: object, wanted: object) -> CheckpointError:
         return CheckpointError(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..layers.attention import attend
 from ..layers.recompute import recompute
 
-
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
