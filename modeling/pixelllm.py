@@ -11,7 +11,7 @@ Shapes: B images, R texts, Q prompts, M visual tokens each, T text tokens, D wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,9 +79,12 @@ class PixelLLM(nn.Module):
 
     Attributes:
         layouts: what weights of other code bases load into it.
+        equal_calls: number of calls -> that of the rank with the most: of a language model that ranks share, all of
+            them call the layers equally often.
     """
 
     layouts = PIXELLLM_LAYOUTS
+    equal_calls: Callable[[int], int] = staticmethod(int)
 
     def __init__(
         self,
@@ -175,7 +178,9 @@ class PixelLLM(nn.Module):
             losses, samples = self.criterion.detection(self.detector, found, batch.targets)
         if self.dense_words is not None:
             losses |= self.criterion.pictures(self.dense_words, maps[self.text_map], batch.targets, self.canvas)
-        for rows in group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device):
+        groups = group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device)
+        nothing = groups[0].select(torch.zeros(0, dtype=torch.int64))
+        for rows in groups + [nothing] * (self.equal_calls(len(groups)) - len(groups)):
             rows = rows if samples is None else rows.standing_in(samples)
             visual = self.look(maps, rows)
             states = self.language.states(visual, rows.context, rows.text)

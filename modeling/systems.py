@@ -20,6 +20,7 @@ from ..utils.files import write_tensors
 from . import build_pix2cap as pix2cap
 from . import build_pixelllm as pixelllm
 from .checkpoints.loader import find_weights, load_weights
+from .layers.repeated import repeated_blocks
 
 Tensors = Mapping[str, Tensor]
 Layers = Sequence[Sequence[nn.Parameter]]
@@ -35,12 +36,15 @@ class System:
         starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
             never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
+        blocks: model -> its repeated layers, such as those of its transformers: what is sharded or compiled one by one.
+            They are called by their ``forward`` alone, each as often on every rank.
         layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
     """
 
     tokenizer: Callable[[Any], Any]
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
+    blocks: Callable[[nn.Module], list[nn.Module]]
     starts_fresh: tuple[str, ...] = ()
     targets: type[Targets] = RegionTargets
     layers: Callable[[nn.Module], Layers] | None = None
@@ -51,12 +55,14 @@ SYSTEMS = {
     "pix2cap_model": System(
         pix2cap.build_tokenizer,
         pix2cap.build_pix2cap,
+        lambda m: repeated_blocks(m.backbone, m.pixel_decoder, m.decoder, m.captioner),
         pix2cap.STARTS_FRESH,
         exports={"original": pix2cap.original_pix2cap},
     ),
     "pixelllm_model": System(
         pixelllm.build_language_tokenizer,
         pixelllm.build_pixelllm,
+        lambda m: repeated_blocks(m.encoder, m.language),
         pixelllm.STARTS_FRESH,
         targets=PromptTargets,
         layers=pixelllm.encoder_layers,

@@ -69,6 +69,12 @@ def tiny_pixelllm() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def on_ranks() -> Callable[..., list[Any]]:
+    """``on_ranks(size, function, *arguments)``: what ``function(world, *arguments)`` returns on each of the ranks."""
+    return load_beside("ranks").on_ranks
+
+
+@pytest.fixture(scope="session")
 def msda() -> ModuleType:
     """msda_cases.py: inputs of deformable attention with known answers."""
     return load_beside("msda_cases")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .parallel import is_shard
+
 Layers = Sequence[Sequence[nn.Parameter]]
 COSINES = ("WarmupCosineLR", "CosineAfterWarmupLR")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.modules.instancenorm._InstanceNorm)
@@ -44,7 +46,8 @@ class GroupRule:
 def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule, layers: Layers = ()) -> list[dict[str, Any]]:
     """Return one group per distinct (learning rate, weight decay); each trainable parameter once.
 
-    A shared parameter belongs to the module that is defined first.
+    Shards have groups of their own, as no kernel takes them together with whole tensors. A shared parameter belongs to
+    the module that is defined first.
 
     Args:
         model: the model.
@@ -53,14 +56,14 @@ def parameter_groups(model: nn.Module, base_lr: float, rule: GroupRule, layers: 
         layers: parameters of the encoder's layers, its input first; what is in none is above them.
     """
     scales = layer_scales(layers, rule.layer_decay)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for module_name, module, name, parameter in _owned_parameters(model):
         full = f"model.{module_name}.{name}" if module_name else f"model.{name}"
         factor = math.prod(value for part, value in rule.lr_multipliers.items() if part in full)
         factor *= scales.get(id(parameter), 1.0)
         decay = _decay_by_shape(parameter, rule) if rule.decay_by_shape else _decay(module_name, module, full, rule)
-        groups.setdefault((base_lr * factor, decay), []).append(parameter)
-    return [{"params": p, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+        groups.setdefault((base_lr * factor, decay, is_shard(parameter)), []).append(parameter)
+    return [{"params": p, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay, _), p in groups.items()]
 
 
 def layer_scales(layers: Layers, decay: float) -> dict[int, float]:
@@ -104,7 +107,8 @@ def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch
     )
     groups = parameter_groups(model, solver.BASE_LR, rule, layers)
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+        fused = not any(is_shard(parameter) for group in groups for parameter in group["params"])
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=fused)  # torch has no other
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
 
 

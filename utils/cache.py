@@ -99,7 +99,8 @@ def _prune(folder: Path) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    # a copy: memory that numpy has seen can no longer be freed by those who share a model among processes
+    return memoryview(tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _text(codes: Tensor) -> str:

@@ -9,12 +9,17 @@ Shapes: R regions, M tokens per region, C context words, T words, D hidden width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.attention import attend
 from ..layers.recompute import recompute
+
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class BertAttention(nn.Module):
@@ -52,14 +57,19 @@ class BertLayer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
-        """(R, N, D) -> (R, N, D); see `BertAttention.forward`."""
+    def forward(self, x: Tensor, allowed: Tensor | None, store: Store | None = None) -> Tensor:
+        """(R, N, D) -> (R, N, D).
+
+        Args:
+            x: the tokens.
+            allowed: see `BertAttention.forward`.
+            store: is given the tokens' keys and values, and returns those to attend to; None: their own.
+        """
+        keys, values = self.attention.keys_values(x)
+        if store is not None:
+            keys, values = store(keys, values)
         x = self.attention(x, keys, values, allowed)
         return self.norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
-
-    def attend_to_itself(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """Run on the tokens' own keys and values, without a cache."""
-        return self(x, *self.attention.keys_values(x), allowed)
 
 
 class CaptionCache:
@@ -166,7 +176,7 @@ class BertCaptioner(nn.Module):
         if valid is not None:
             allowed = allowed & F.pad(valid, (0, words.shape[1]), value=True)[:, None, None]  # R 1 N N
         for layer in self.layers:
-            x = recompute(layer.attend_to_itself, x, allowed, enabled=self.checkpoint)
+            x = recompute(layer, x, allowed, enabled=self.checkpoint)
         return x[:, memory.shape[1] :]
 
     def logits(self, states: Tensor) -> Tensor:
@@ -179,17 +189,21 @@ class BertCaptioner(nn.Module):
         """Encode region tokens and context once; arguments as in `forward`."""
         x, valid = self._memory(region_tokens, context, spoken)
         allowed = None if valid is None else valid[:, None, None]
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor]] = []
+
+        def keep(*pair: Tensor) -> tuple[Tensor, Tensor]:
+            pairs.append(pair)
+            return pair
+
         for layer in self.layers:
-            pairs.append(layer.attention.keys_values(x))
-            x = layer(x, *pairs[-1], allowed)
+            x = layer(x, allowed, keep)
         return CaptionCache(pairs, max_words, valid)
 
     def advance(self, words: Tensor, cache: CaptionCache) -> Tensor:
         """Read one more word per region, int64 (R,), and return its states, (R, D)."""
         x = self.embed(words[:, None], cache.length - cache.num_region_tokens)
         for index, layer in enumerate(self.layers):
-            x = layer(x, *cache.append(index, *layer.attention.keys_values(x)), cache.allowed())
+            x = layer(x, cache.allowed(), partial(cache.append, index))
         cache.length += 1
         return x[:, 0]
 

@@ -1,0 +1,260 @@
+"""Checkpoints of models that processes share: each writes its shards, any number of processes reads them again.
+
+    model-00001-of-00004.safetensors, optimizer-00001-of-00004.safetensors, ...
+
+A file holds the rank's pieces of tensors under their names; its header says where each piece begins, in the form of
+torch.distributed.checkpoint's HuggingFaceStorageReader, which reads these files too. Its writer is not used: it plans
+with collectives while it writes, and packs what it sends in pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..utils.errors import CheckpointError
+from .parallel import is_shard
+
+_OFFSETS = "DCP_SHARDING_INFO"
+_FILES = ("model", "optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor, on the host, and the index of its first element."""
+
+    tensor: Tensor
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What one rank writes: file -> name -> piece."""
+
+    files: Mapping[str, Mapping[str, Piece]]
+    ranks: int
+
+
+def staged(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Staged:
+    """Copy this rank's pieces to the host; training may go on while they are written. No communication."""
+    rank, ranks = _here()
+    tensors = {"model": _own_state(model)}
+    if optimizer is not None:
+        tensors["optimizer"] = _optimizer_state(model, optimizer)
+    return Staged({file: dict(_pieces(named, rank)) for file, named in tensors.items()}, ranks)
+
+
+def write(staged: Staged, folder: str | Path, rank: int) -> list[Path]:
+    """Write one rank's files into an existing folder; may run in a thread. Nothing is renamed or flushed here."""
+    paths = []
+    for file, pieces in staged.files.items():
+        path = Path(folder) / f"{file}-{rank + 1:05d}-of-{staged.ranks:05d}.safetensors"
+        where = {name: {"saved_offsets": list(piece.offsets)} for name, piece in pieces.items()}
+        save_file({name: piece.tensor for name, piece in pieces.items()}, path, {_OFFSETS: json.dumps(where)})
+        paths.append(path)
+    return paths
+
+
+def restore(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Fill a model, and an optimiser, sharded or not, from shards of any number of ranks or from whole tensors.
+
+    Every rank reads only what it needs. No communication.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the tensors are not those of the model.
+    """
+    source = _Source(Path(folder), "model")
+    wanted = _own_state(model)
+    _same_names(wanted, source, "model")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            source.fill(name, tensor)
+        if optimizer is not None:
+            _restore_optimizer(_Source(Path(folder), "optimizer"), model, optimizer)
+    if hasattr(model, "class_texts"):
+        model.class_texts.forget()
+
+
+def full_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all of the model's tensors, whole, on the host of every rank; all ranks must call it.
+
+    A tensor that several names share comes under its first name only.
+    """
+    return {
+        name: (tensor.full_tensor() if is_shard(tensor) else tensor).detach().cpu().contiguous()
+        for name, tensor in _own_state(model).items()
+    }
+
+
+def _here() -> tuple[int, int]:
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _own_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict's own tensors, not copies, each once."""
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's tensors as ``<key>/<parameter>``, in the order of the model's parameters."""
+    return {
+        f"{key}/{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _pieces(tensors: Mapping[str, Tensor], rank: int) -> Iterator[tuple[str, Piece]]:
+    """Yield what this rank is to write: its shards, of the first copy; what is whole is rank 0's."""
+    for name, tensor in tensors.items():
+        if is_shard(tensor):
+            axes = enumerate(tensor.placements)
+            copy = any(tensor.device_mesh.get_local_rank(axis) for axis, way in axes if way.is_replicate())
+            offsets, local = _offsets(tensor), tensor.to_local()
+            if copy or (not local.numel() and tensor.numel()) or (not tensor.numel() and rank):
+                continue
+        elif rank == 0:
+            offsets, local = (0,) * tensor.ndim, tensor
+        else:
+            continue
+        yield name, Piece(local.detach().to("cpu", copy=True).contiguous(), offsets)
+
+
+def _offsets(tensor: Tensor) -> tuple[int, ...]:
+    """Return where this rank's part of a tensor begins."""
+    if not is_shard(tensor):
+        return (0,) * tensor.ndim
+    return tuple(tensor.__create_chunk_list__()[0].offsets)  # the protocol of torch.distributed.checkpoint
+
+
+def _restore_optimizer(source: _Source, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    learning = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = {name: p for name, p in model.named_parameters() if id(p) in learning}
+    for full in source.names:
+        key, _, name = full.partition("/")
+        if name not in parameters:
+            raise CheckpointError("The checkpoint's optimiser belongs to another model.", where=name)
+        parameter = parameters[name]
+        if key == "step":  # a number that every parameter has for itself
+            value = source.empty(full, parameter.device)
+        else:
+            value = torch.empty_like(parameter, requires_grad=False)
+        source.fill(full, value)
+        optimizer.state[parameter][key] = value
+
+
+def _same_names(wanted: Mapping[str, Tensor], source: _Source, what: str) -> None:
+    missing, unexpected = sorted(wanted.keys() - source.names), sorted(source.names - wanted.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"The checkpoint's {what} is another one.",
+            where=str(source.folder),
+            value=f"missing: {', '.join(missing[:4]) or 'none'}; unexpected: {', '.join(unexpected[:4]) or 'none'}",
+            allowed="every tensor of the model, and no other",
+        )
+
+
+class _Source:
+    """The tensors of a checkpoint, wherever their pieces lie.
+
+    Args:
+        folder: holds ``<file>.safetensors`` or ``<file>-XXXXX-of-XXXXX.safetensors``.
+        file: which.
+    """
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self.folder = folder
+        self.pieces: dict[str, list[tuple[Path, tuple[int, ...], tuple[int, ...]]]] = {}
+        for path in _parts(folder, file):
+            with _opened(path) as tensors:
+                where = json.loads((tensors.metadata() or {}).get(_OFFSETS, "{}"))
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    offsets = tuple(where[name]["saved_offsets"]) if name in where else (0,) * len(shape)
+                    self.pieces.setdefault(name, []).append((path, offsets, shape))
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.pieces)
+
+    def empty(self, name: str, device: torch.device) -> Tensor:
+        """Return a tensor like one that is stored whole."""
+        path, _, shape = self.pieces[name][0]
+        with _opened(path) as tensors:
+            return torch.empty(shape, dtype=tensors.get_tensor(name).dtype, device=device)
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Copy into a tensor, or into this rank's part of it."""
+        local, start = (tensor.to_local() if is_shard(tensor) else tensor), _offsets(tensor)
+        stored = [max((o[i] + s[i] for _, o, s in self.pieces[name]), default=0) for i in range(tensor.ndim)]
+        if stored != list(tensor.shape) or any(len(s) != tensor.ndim for _, _, s in self.pieces[name]):
+            raise self._misfit(name, tuple(stored), tuple(tensor.shape))
+        filled = 0
+        for path, offsets, shape in self.pieces[name]:
+            overlap = [
+                (max(a, b), min(a + n, b + m)) for a, n, b, m in zip(start, local.shape, offsets, shape, strict=True)
+            ]
+            if any(low >= high for low, high in overlap):
+                continue
+            theirs = tuple(slice(low - o, high - o) for (low, high), o in zip(overlap, offsets, strict=True))
+            ours = tuple(slice(low - o, high - o) for (low, high), o in zip(overlap, start, strict=True))
+            with _opened(path) as tensors:
+                part = tensors.get_slice(name)[theirs] if theirs else tensors.get_tensor(name)
+            if part.dtype != local.dtype:
+                raise self._misfit(name, part.dtype, local.dtype)
+            local[ours].copy_(part)
+            filled += part.numel()
+        if filled != local.numel():
+            raise CheckpointError("A part of a tensor is missing.", where=str(self.folder), value=name)
+
+    def _misfit(self, name: str, found: object, wanted: object) -> CheckpointError:
+        return CheckpointError(
+            "A tensor of the checkpoint does not fit.", where=f"{self.folder}: {name}", value=found, allowed=str(wanted)
+        )
+
+
+def _parts(folder: Path, file: str) -> Sequence[Path]:
+    whole = folder / f"{file}.safetensors"
+    if whole.is_file():
+        return [whole]
+    parts = sorted(folder.glob(f"{file}-?????-of-?????.safetensors"))
+    ranks = {part.stem.rpartition("-")[2] for part in parts}
+    if len(ranks) != 1 or len(parts) != int(next(iter(ranks))):
+        raise CheckpointError(
+            "Files of the checkpoint are missing.",
+            where=str(folder),
+            value=", ".join(part.name for part in parts) or "none",
+            allowed=f"{whole.name}, or every one of {file}-XXXXX-of-XXXXX.safetensors",
+        )
+    return parts
+
+
+class _opened:
+    """Open a file of tensors; a broken one is a `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as err:
+            raise CheckpointError("A file of the checkpoint is broken.", where=str(path), value=str(err)) from None
+
+    def __enter__(self) -> safe_open:
+        return self.file.__enter__()
+
+    def __exit__(self, *what: object) -> None:
+        self.file.__exit__(*what)
