@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,14 @@ class ShardSet:
     files: tuple[Path, ...]
     samples: tuple[int, ...] | None = None
     categories: tuple[Category, ...] = ()
+
+
+class _Shard(NamedTuple):
+    """A shard as an index describes it; ``size`` in bytes."""
+
+    file: Path
+    size: int
+    samples: int
 
 
 class ShardReader:
@@ -127,12 +135,31 @@ def find_shards(name: str | Path, root: str | Path | None = None) -> ShardSet:
         path = Path(root).expanduser() / path
         files = _files(path)
     if path.is_dir():
-        return _indexed(name, path / INDEX)
+        return _of_folder(name, path)
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
         raise _missing(path, files, missing)
     index = files[0].parent / INDEX
-    return ShardSet(name, tuple(files), categories=_indexed(name, index).categories if index.is_file() else ())
+    if not index.is_file():
+        return ShardSet(name, tuple(files))
+    shards, categories = _read_index(index)
+    chosen = set(files)
+    _check_sizes([shard for shard in shards if shard.file in chosen])
+    return ShardSet(name, tuple(files), categories=categories)
+
+
+def _of_folder(name: str, folder: Path) -> ShardSet:
+    index = folder / INDEX
+    if not index.is_file():
+        fix = f"name the archives: {shown(folder)}/*.tar; or write shards with locap.datasets.prepare.shards"
+        raise DataError("The folder has no index of shards.", where=shown(index.absolute()), fix=fix)
+    shards, categories = _read_index(index)
+    files = [shard.file for shard in shards]
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
+        raise _missing(folder, files, missing)
+    _check_sizes(shards)
+    return ShardSet(name, tuple(files), tuple(shard.samples for shard in shards), categories)
 
 
 def _files(pattern: Path) -> list[Path]:
@@ -159,28 +186,25 @@ def _missing(path: Path, files: Sequence[Path], missing: Sequence[Path]) -> Data
     return DataError(f"{what}.", where=shown(path.absolute()), value=some or None, fix=fix)
 
 
-def _indexed(name: str, index: Path) -> ShardSet:
-    """Return what the index of a folder says, compared with the files in it."""
-    if not index.is_file():
-        fix = f"name the archives: {shown(index.parent)}/*.tar; or write shards with locap.datasets.prepare.shards"
-        raise DataError("The folder has no index of shards.", where=shown(index.absolute()), fix=fix)
+def _read_index(index: Path) -> tuple[list[_Shard], tuple[Category, ...]]:
+    """Return what an index says."""
     body, where = untrusted.read_json(index), shown(index)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise DataError("Not an index of shards.", where=where, allowed=f'a JSON object with "format": "{FORMAT}"')
-    shards = [(get(item, "file", (str,), at), get(item, "bytes", (int,), at), get(item, "samples", (int,), at), at)
-              for item, at in objects(body, where, "shards")]  # fmt: skip
-    files = [untrusted.resolve_under(index.parent, file) for file, *_ in shards]
-    if not files or (missing := [file for file in files if not file.is_file()]):
-        raise _missing(index.parent, files, missing if files else [])
-    for file, (_, expected, _, at) in zip(files, shards, strict=True):
-        if (size := file.stat().st_size) != expected:
-            where, fix = f"{shown(file)} ({at})", "fetch the shard again"
-            value, allowed = f"{size} bytes", f"{expected} bytes"
-            what = "A shard does not have the size that the index says."
-            raise DataError(what, where=where, value=value, allowed=allowed, fix=fix)
+    shards = []
+    for item, at in objects(body, where, "shards"):
+        file = untrusted.resolve_under(index.parent, get(item, "file", (str,), at))
+        shards.append(_Shard(file, get(item, "bytes", (int,), at), get(item, "samples", (int,), at)))
     document = {"format": RECORDS, "categories": body.get("categories", [])}
-    _, categories, _ = records_from_json(document, where=where)
-    return ShardSet(name, tuple(files), tuple(count for *_, count, _ in shards), tuple(categories))
+    return shards, tuple(records_from_json(document, where=where)[1])
+
+
+def _check_sizes(shards: Sequence[_Shard]) -> None:
+    for shard in shards:
+        if (size := shard.file.stat().st_size) != shard.size:
+            value, allowed, fix = f"{size} bytes", f"{shard.size} bytes", "fetch the shard again"
+            what = f"A shard does not have the size that {INDEX} says."
+            raise DataError(what, where=shown(shard.file), value=value, allowed=allowed, fix=fix)
 
 
 def _check_counts(found: ShardSet, counts: Sequence[int]) -> None:

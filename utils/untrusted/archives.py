@@ -187,7 +187,7 @@ def _entry(file: _File, start: int) -> _Entry | None:
 
 def _header(file: _File, at: int) -> tarfile.TarInfo | None:
     if at >= file.size:
-        raise file.refusal("The archive is truncated: its end is missing", at, fix="fetch it again")
+        raise file.refusal("The archive is truncated: its end is missing", file.size, fix="fetch it again")
     try:
         return tarfile.TarInfo.frombuf(file.read(at, _BLOCK), "utf-8", "surrogateescape")
     except tarfile.EOFHeaderError:
