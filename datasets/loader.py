@@ -65,7 +65,7 @@ class TrainLoader:
         self.reader = reader
         order = {"rank": rank, "world_size": world_size, "seed": seed, "shuffle": shuffle, "drop_last": drop_last}
         if mixture is None:
-            self.sampler = TrainSampler(len(reader), batch_size_total, **order)
+            self.sampler = TrainSampler(len(reader), batch_size_total, blocks=getattr(reader, "blocks", None), **order)
         else:
             self.sampler = MixtureSampler(mixture, batch_size_total, **order)
         samples = _Mapped(reader, mapper, workers.Board(num_workers), sources, skip_bad)

@@ -31,6 +31,7 @@ from ..utils.errors import DataError, UsageError
 from .reader import Reader
 from .records import Record
 from .samplers import TrainSampler
+from .shard_order import draw_order
 
 if TYPE_CHECKING:
     from .transforms.mapper import Mapper, Sample
@@ -47,11 +48,13 @@ class Mixture:
         lengths: numbers of items.
         weights: how often the sources are drawn, relative to each other.
         samples_per_epoch: None lets the source that is longest for its weight be passed exactly once.
+        blocks: of each source the runs of items that should be read together, or None (`draw_order`); empty: of none.
     """
 
     lengths: Sequence[int]
     weights: Sequence[float]
     samples_per_epoch: int | None = None
+    blocks: Sequence[Sequence[int] | None] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths or len(self.weights) != len(self.lengths):
@@ -110,6 +113,7 @@ class MixtureSampler(TrainSampler):
         drop_last: bool = False,
     ) -> None:
         self.lengths, self.quotas = list(mixture.lengths), mixture.quotas()
+        self._blocks_of = list(mixture.blocks) or [None] * len(self.lengths)
         self._offsets = np.cumsum([0, *self.lengths])
         super().__init__(
             sum(self.quotas),
@@ -144,7 +148,8 @@ class MixtureSampler(TrainSampler):
         passes, items = np.divmod(np.arange(epoch * quota, (epoch + 1) * quota), length)
         if self.shuffle:
             for number in range(int(passes[0]), int(passes[-1]) + 1):
-                order = np.random.default_rng([_PASS, self.seed, source, number]).permutation(length)
+                random = np.random.default_rng([_PASS, self.seed, source, number])
+                order = draw_order(random, length, self._blocks_of[source])
                 inside = slice(*np.searchsorted(passes, [number, number + 1]))
                 items[inside] = order[items[inside]]
         return np.stack([passes, items + self._offsets[source]], 1)
@@ -160,7 +165,16 @@ class MixedReader:
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers, self.categories = list(readers), tuple(readers[0].categories)
         self.lengths = [len(reader) for reader in self.readers]
+        self.blocks_of = [getattr(reader, "blocks", None) for reader in self.readers]
         self._ends = np.cumsum(self.lengths)
+
+    @property
+    def blocks(self) -> list[int] | None:
+        """Runs of items that should be read together; items of a source that has none are runs of their own."""
+        if not any(self.blocks_of):
+            return None
+        runs = [blocks or [1] * length for blocks, length in zip(self.blocks_of, self.lengths, strict=True)]
+        return [run for blocks in runs for run in blocks]
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -9,7 +9,11 @@ from .records import Category, Record
 
 
 class Reader(Protocol):
-    """A sequence of records of some categories."""
+    """A sequence of records of some categories.
+
+    A reader whose records lie together in large files also has ``blocks``: lengths of the runs that should be read
+    together, which orders of training follow (`draw_order`).
+    """
 
     categories: Sequence[Category]
 

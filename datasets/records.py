@@ -123,7 +123,7 @@ class Record:
     image_id: int | str
     height: int
     width: int
-    image: str | np.ndarray | None = None  # a path, or uint8 (height, width, 3) RGB
+    image: str | np.ndarray | None = None  # a path, "<archive>.tar!<name>", or uint8 (height, width, 3) RGB
     regions: list[Region] = field(default_factory=list)
     id_map: str | np.ndarray | None = None  # a panoptic PNG's path, or int32 (height, width)
     instances: list[Region] | None = None  # see above; None when not asked for

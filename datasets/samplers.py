@@ -6,11 +6,12 @@ what one rank with W * b samples sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..utils.errors import DataError, UsageError
+from .shard_order import draw_order
 
 _ORDER = 0x6F72646572  # keeps the shuffling stream apart from the augmentation streams of the same seed
 
@@ -29,6 +30,7 @@ class TrainSampler:
         seed: of the run.
         shuffle: False visits the samples as they are stored.
         drop_last: leave out a last batch that is not full, as the original Pix2Cap loader does.
+        blocks: lengths of the runs of samples that should be read together, see `draw_order`; None: there are none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class TrainSampler:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> None:
         _check(length, batch_size_total)
         if batch_size_total % world_size:
@@ -58,7 +61,7 @@ class TrainSampler:
                 allowed=f"up to {length}",
             )
         self.length, self.batch_size_total, self.rank, self.world_size = length, batch_size_total, rank, world_size
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.shuffle, self.drop_last, self.blocks = seed, shuffle, drop_last, blocks
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch, the same on every rank."""
@@ -69,7 +72,7 @@ class TrainSampler:
         """Return the sample indices of an epoch, (length,)."""
         if not self.shuffle:
             return np.arange(self.length)
-        return np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.length)
+        return draw_order(np.random.default_rng([_ORDER, self.seed, epoch]), self.length, self.blocks)
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[int]]:
         """Yield this rank's share of each global batch, from batch ``start_batch`` of the epoch on."""

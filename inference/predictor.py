@@ -43,7 +43,7 @@ class Predictor:
             UsageError: RESUME_FROM is empty.
             CheckpointError: the weights are missing or don't fit.
         """
-        categories = categories_of(cfg.DATASETS.TEST)
+        categories = categories_of(cfg.DATASETS.TEST, cfg.DATASETS.ROOT or None)
         model = build_trained(cfg, categories, device=device)
         inputs = cfg.COCO.INPUT
         return cls(model, categories, EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST))

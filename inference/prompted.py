@@ -51,7 +51,7 @@ class PromptedPredictor:
             CheckpointError: the weights are missing or don't fit.
         """
         cfg = _with_own_words(cfg)
-        categories = categories_of([entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST])
+        categories = categories_of([entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST], cfg.DATASETS.ROOT or None)
         tokenizer = find_system(cfg.MODEL.NAME).tokenizer(cfg)
         model = build_trained(cfg, categories, tokenizer, device)
         return cls(model, categories, {task: evaluation_mapper(task, tokenizer, cfg) for task in TASKS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class EvalSet:
     @property
     def folder(self) -> str:
         """Where its results go below those of the evaluation; "" for right there."""
-        return f"{self.task}_{self.entries[0].name}" if self.task else ""
+        return re.sub(r"[^\w.-]+", "_", f"{self.task}_{self.entries[0].name}") if self.task else ""  # it may be a path
 
     def is_shapes(self) -> bool:
         """Return whether it is drawn, so that the truth about every attribute is known."""
@@ -90,7 +91,8 @@ def open_eval_sets(cfg: Any) -> list[EvalSet]:
     opened = dict(zip(entries, _open_all(entries, cfg, evaluating=True), strict=True))
     for entry, reader in opened.items():
         _require_prompts(entry, reader, "DATASETS.TEST")
-    return [EvalSet(group, _joined([opened[entry] for entry in group])) for group in groups]
+    same = not is_prompted(cfg)
+    return [EvalSet(group, _joined([opened[entry] for entry in group], same_categories=same)) for group in groups]
 
 
 def _open_all(entries: Iterable[Entry], cfg: Any, *, evaluating: bool = False) -> list[Reader]:
@@ -127,6 +129,9 @@ def _open(name: str, per_expression: bool, cfg: Any) -> Reader:
 
 def _joined(readers: Sequence[Reader], *, same_categories: bool = True) -> MixedReader:
     first, *others = readers
+    if same_categories and not all(reader.categories for reader in readers):
+        fix = "write the shards with locap.datasets.prepare.shards, or put their shards.json beside them"
+        raise UsageError("The shards come without categories, which the system needs.", where="DATASETS", fix=fix)
     if same_categories and any(
         [c.id for c in other.categories] != [c.id for c in first.categories] for other in others
     ):
@@ -181,7 +186,8 @@ def _mixture(reader: MixedReader, cfg: Any) -> Mixture | None:
     if not is_prompted(cfg) and not data.WEIGHTS and not data.SAMPLES_PER_EPOCH:
         return None
     given = [data.WEIGHTS.get(str(entry), 1.0) for entry in train_entries(cfg)]
-    return Mixture(reader.lengths, given if data.WEIGHTS else reader.lengths, data.SAMPLES_PER_EPOCH or None)
+    weights = given if data.WEIGHTS else reader.lengths
+    return Mixture(reader.lengths, weights, data.SAMPLES_PER_EPOCH or None, reader.blocks_of)
 
 
 def eval_loader(eval_set: EvalSet, tokenizer: Any, cfg: Any, world: World) -> EvalLoader:

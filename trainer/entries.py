@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.batches import PromptTargets
+from ..datasets.readers.shards import is_stream
 from ..datasets.tasks import TASKS, check_tasks
 from ..modeling.systems import find_system
 from ..utils.errors import UsageError, nearest
@@ -79,7 +80,7 @@ def _read(names: Sequence[str], where: str, prompted: bool) -> list[Entry]:
 
 def _with_task(text: str, where: str) -> Entry:
     task, colon, name = text.partition(":")
-    if not colon or not name:
+    if not colon or not name or (is_stream(text) and task not in TASKS):
         raise UsageError(
             "A data set of a prompted system is named with its task.",
             where=where,
@@ -93,7 +94,7 @@ def _with_task(text: str, where: str) -> Entry:
 
 def _without_task(text: str, where: str) -> Entry:
     task, colon, name = text.partition(":")
-    if colon:
+    if colon and not is_stream(text):  # which opening it refuses
         raise UsageError(
             f"A data set is named with a task, {task}, but the system takes no prompts.",
             where=where,

@@ -37,7 +37,7 @@ def digest(*parts: str | Tensor | Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def cached_tensor(kind: str, key: str, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+def cached_tensor(kind: str, key: str, shape: tuple[int, ...] | None, compute: Callable[[], Tensor]) -> Tensor:
     """Return the stored tensor, or compute and store it.
 
     Several processes may do this at once: a file appears whole or not at all. A file that cannot be read, is damaged or
@@ -46,7 +46,7 @@ def cached_tensor(kind: str, key: str, shape: tuple[int, ...], compute: Callable
     Args:
         kind: subfolder.
         key: a `digest` of everything that the tensor depends on.
-        shape: its shape.
+        shape: its shape; None: any, which only the file can tell.
         compute: makes it.
 
     Returns:
@@ -60,13 +60,13 @@ def cached_tensor(kind: str, key: str, shape: tuple[int, ...], compute: Callable
     return value
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor | None:
     try:
         if not path.is_file():
             return None
         stored = load_tensors(path)
         value = stored["value"]
-        if tuple(value.shape) != shape or digest(value) != _text(stored["sha256"]):
+        if shape not in (None, tuple(value.shape)) or digest(value) != _text(stored["sha256"]):
             raise ValueError("its content is not what was written")
         os.utime(path)
     except (LocapError, OSError, KeyError, TypeError, ValueError, AttributeError) as err:

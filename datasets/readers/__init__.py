@@ -26,6 +26,7 @@ from .localized_narratives import LocalizedNarrativesReader
 from .packed import PackedReader
 from .pix2cap import Pix2CapReader
 from .refcoco import MdetrReferReader, ReferReader, UninextReferReader
+from .shards import ShardReader, find_shards, names_shards
 from .text_datasets import TEXT_DATASETS, TextSource
 from .visual_genome import GritReader, VisualGenomeReader
 from .whereabouts import locate
@@ -75,17 +76,20 @@ DATASETS: Mapping[str, Source] = {
 }
 
 
-def categories_of(names: Sequence[str]) -> tuple[Category, ...]:
-    """Return the categories of named data sets, without their files.
+def categories_of(names: Sequence[str], root: str | Path | None = None) -> tuple[Category, ...]:
+    """Return the categories of named data sets, without their files; of shards those of their index.
 
     Raises:
         UsageError: unknown name.
+        DataError: shards are not there.
     """
     for name in names:
         if name in SHAPES_SPLITS:
             return SHAPES_CATEGORIES
         if name in TEXT_DATASETS:
             return PackedReader.categories
+        if names_shards(name):
+            return find_shards(name, root).categories or PackedReader.categories
         source(name)
     return COCO_PANOPTIC
 
@@ -100,12 +104,13 @@ def source(name: str) -> Source:
         known = [*DATASETS, *TEXT_DATASETS, *SHAPES_SPLITS]
         close = nearest(name, known)
         fix = f"did you mean {close}?" if close else None
-        raise UsageError("Unknown data set.", value=name, allowed=", ".join(known), fix=fix)
+        allowed = f"{', '.join(known)}, or the path of shards"
+        raise UsageError("Unknown data set.", value=name, allowed=allowed, fix=fix)
     return DATASETS[name]
 
 
-def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> PackedReader:
-    """Open a data set of `DATASETS` or `TEXT_DATASETS` by name.
+def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> PackedReader | ShardReader:
+    """Open a data set of `DATASETS` or `TEXT_DATASETS` by name, or shards by where they lie.
 
     Args:
         name: as in ``DATASETS.TRAIN`` of a configuration.
@@ -118,6 +123,8 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
     """
     if name in TEXT_DATASETS:
         return _open_text(name, TEXT_DATASETS[name], root, options)
+    if names_shards(name):
+        return ShardReader(name, root, **options)
     described = source(name)
     options["categories"] = COCO_PANOPTIC
     if described.reader == "pix2cap":

@@ -3,6 +3,7 @@
 Nothing is allocated before its size was checked, nothing in a file is ever executed, and each refusal names the file.
 """
 
+from .archives import ArchiveMember, member_at, read_member, scan_tar
 from .fields import each_object, get, objects
 from .files import (
     iterate_json_lines,
@@ -14,13 +15,14 @@ from .files import (
     resolve_under,
     shown,
 )
-from .images import MAX_PIXELS, read_grey, read_id_map, read_image, read_image_size
+from .images import MAX_PIXELS, read_grey, read_id_map, read_image, read_image_size, read_stored_image
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 from .pickles import read_plain_pickle
 from .weights import load_flat_tensors, load_tensors
 
 __all__ = [
     "MAX_PIXELS",
+    "ArchiveMember",
     "compressed_rle",
     "decode_rle",
     "each_object",
@@ -28,6 +30,7 @@ __all__ = [
     "iterate_json_lines",
     "load_flat_tensors",
     "load_tensors",
+    "member_at",
     "objects",
     "parse_json",
     "polygons_to_mask",
@@ -38,10 +41,13 @@ __all__ = [
     "read_image_size",
     "read_json",
     "read_json_lines",
+    "read_member",
     "read_plain_pickle",
+    "read_stored_image",
     "read_text",
     "require_file",
     "resolve_under",
     "rle_runs",
+    "scan_tar",
     "shown",
 ]

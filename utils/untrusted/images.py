@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, LocapError
+from .archives import is_member, read_member
 from .files import head_bytes, masquerade, require_file, shown
 
 MAX_PIXELS = 64_000_000
@@ -45,7 +47,7 @@ def read_image(
     orientation is applied; of several frames the first is read.
 
     Args:
-        path: the file.
+        path: the file; or ``<archive>.tar!<name>``, as in all functions here.
         max_pixels: larger images are refused from their header, before anything is decoded.
         expected_size: (height, width) of the annotation; when the stored pixels have it and the upright picture does
             not, the annotation was made on the stored pixels and the EXIF orientation is ignored.
@@ -72,6 +74,21 @@ def read_image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int
         with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
             turned = _orientation(image) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(path, err) from None
+
+
+def read_stored_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
+    """Return the bytes of an image file as they are, and which of `IMAGE_FORMATS` they are by their header.
+
+    Raises:
+        DataError: as `read_image_size`.
+    """
+    try:
+        with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
+            return (read_member(path) if is_member(path) else Path(path).read_bytes()), image.format
     except LocapError:
         raise
     except Exception as err:  # as in `read_image`
@@ -125,9 +142,13 @@ def _read_png(
 
 
 def _open_image(path: str | Path, max_pixels: int, formats: Sequence[str]) -> Image.Image:
-    require_file(path, what="image")
+    if is_member(path):
+        source = io.BytesIO(read_member(path))
+    else:
+        require_file(path, what="image")
+        source = path
     try:
-        image = Image.open(path, formats=formats)
+        image = Image.open(source, formats=formats)
     except Image.UnidentifiedImageError:
         raise _unsupported(path) from None
     except Image.DecompressionBombError as err:
@@ -144,7 +165,7 @@ def _too_large(path: str | Path, size: str, max_pixels: int) -> DataError:
 
 
 def _unsupported(path: str | Path) -> DataError:
-    head = head_bytes(path)
+    head = read_member(path, 256) if is_member(path) else head_bytes(path)
     if reason := masquerade(head):
         return DataError(f"The image cannot be read: {reason}.", where=shown(path), fix="fetch the file again")
     kind = next(
