@@ -59,7 +59,7 @@ def calls(sentinel: Path) -> dict[str, bytes]:
         "timeit": call("timeit", "timeit", text("pass"), text(python)),
         "getattr chain": b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(cos\npath\n" + text("os") + b"tR" + text("system")
         + b"tR" + text(shell) + b"\x85R",
-        "getattr of a module": b"cbuiltins\ngetattr\n(cimportlib\nimport_module\n(" + text("os") + b"tR" + text("system")
+        "getattr, imported": b"cbuiltins\ngetattr\n(cimportlib\nimport_module\n(" + text("os") + b"tR" + text("system")
         + b"tR" + text(shell) + b"\x85R",
         "stack global": b"\x80\x04" + text("os") + text("system") + b"\x93" + text(shell) + b"\x85R",
         "dotted stack global": b"\x80\x04" + text("os") + text("path.os.system") + b"\x93" + text(shell) + b"\x85R",
