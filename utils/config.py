@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .config_keys import MISSING, KeyIndex, KeySpec, index_keys, render_value
-from .errors import UsageError, nearest
+from .errors import UsageError, nearest, shortened
 from .files import write_text
 from .schema import Config, ModelConfig
 from .yaml_reader import Leaf, parse_mapping, parse_value, read_yaml
@@ -239,7 +239,7 @@ def _converted(spec: KeySpec, value: Any, leaf: Leaf, problems: list[UsageError]
     """Return the typed value; the default, and a problem, where it is wrong."""
     try:
         if isinstance(value, str) and ("${" in value or value == MISSING):
-            raise ValueError(f"{value!r} is a reference or a placeholder: write the value itself.")
+            raise ValueError(f"{shortened(repr(value))} is a reference or a placeholder: write the value itself.")
         return spec.convert(value)
     except ValueError as error:
         close = spec.suggestion(leaf.value)

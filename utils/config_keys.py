@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import UsageError, nearest
+from .errors import UsageError, nearest, shortened
 
 MISSING = "???"  # OmegaConf's sign for "must be given"
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -120,7 +120,7 @@ class KeySpec:
             raise ValueError("it has no value." if value is None else f"{_shown(value)} is not a single value.")
         result = _parse(value, self.item_type)
         if self.choices and not any(_fits(result, choice) for choice in self.choices):
-            raise ValueError(f"{value!r} is not one of the allowed values.")
+            raise ValueError(f"{_shown(value)} is not one of the allowed values.")
         if self.minimum is not None and result < self.minimum:
             raise ValueError(f"{value} is too small.")
         if self.maximum is not None and result > self.maximum:
@@ -141,14 +141,14 @@ def _parse(text: str, kind: type) -> Any:
     if kind is bool:
         if text.casefold() in BOOLEANS:
             return BOOLEANS[text.casefold()]
-        raise ValueError(f"{text!r} is neither true nor false.")
+        raise ValueError(f"{_shown(text)} is neither true nor false.")
     if kind is int:
         if _INT.fullmatch(text):
             return int(text)
-        raise ValueError(f"{text!r} is not a whole number.")
+        raise ValueError(f"{_shown(text)} is not a whole number.")
     if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
-    raise ValueError(f"{text!r} is not a finite number.")
+    raise ValueError(f"{_shown(text)} is not a finite number.")
 
 
 def _fits(value: Any, choice: Any) -> bool:
@@ -161,7 +161,7 @@ def _choice_text(choice: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return repr(value if isinstance(value, str) else render_value(value))
+    return shortened(repr(value if isinstance(value, str) else render_value(value)), 200)
 
 
 def render_value(value: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 EXIT_INTERNAL = 70  # a defect of locap itself, with a traceback
 EXIT_STOPPED = 75  # stopped on request, state saved, start again to go on
+MAX_SHOWN = 1000  # characters of an offending value
 
 
 class LocapError(Exception):
@@ -19,7 +20,7 @@ class LocapError(Exception):
     Args:
         what: what is wrong, one sentence.
         where: file, config key or record it was found in.
-        value: the offending value, shown as given.
+        value: the offending value, shown as given, its middle left out where it is long.
         allowed: what would have been accepted.
         fix: the command or edit that mends it.
     """
@@ -39,7 +40,7 @@ class LocapError(Exception):
         lines = [what]
         labelled = (
             ("where", where),
-            ("value", None if value is None else repr(value)),
+            ("value", None if value is None else shortened(repr(value))),
             ("allowed", allowed),
             ("fix", fix),
         )
@@ -88,6 +89,11 @@ class Stopped(LocapError):
     """Not an error: training was asked to stop, and has saved its state."""
 
     exit_code = EXIT_STOPPED
+
+
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
+    """Return a text without its middle where it is longer than a message should be."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -142,7 +142,7 @@ def _as_text(rle: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_polygon(polygon: Sequence[float], height: int, width: int) -> list[float]:
     try:
         flat = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         flat = np.empty(0)
     if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not np.isfinite(flat).all():
         raise DataError(

@@ -57,7 +57,7 @@ def load_flat_tensors(path: str | Path) -> dict[str, Any]:
     ``model_state_dict``.
 
     Raises:
-        CheckpointError: as `load_tensors`; also when it holds no tensors.
+        CheckpointError: as `load_tensors`; also when it holds no tensors, or far larger ones than the file is.
     """
     import torch
 
@@ -66,6 +66,8 @@ def load_flat_tensors(path: str | Path) -> dict[str, Any]:
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError("The file holds no weights.", where=shown(path), value=f"keys {list(content)[:6]}")
+    unpacked = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    _refuse_expansion(unpacked, path, "save each tensor as a copy: clone()")
     return tensors
 
 
@@ -128,6 +130,11 @@ def _array_tensor(array: Any) -> Any:
 def _refuse_bomb(path: str | Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
+    _refuse_expansion(unpacked, path, "write it with numpy.savez, which does not compress")
+
+
+def _refuse_expansion(unpacked: int, path: str | Path, fix: str) -> None:
+    """Refuse to work on what is far larger than its file: compressed, or one number repeated by a stride of 0."""
     packed = Path(path).stat().st_size
     if unpacked > MAX_EXPANSION * packed:
         raise CheckpointError(
@@ -135,7 +142,7 @@ def _refuse_bomb(path: str | Path) -> None:
             where=shown(path),
             value=f"{packed} bytes for {unpacked}",
             allowed=f"at most {MAX_EXPANSION} times its size",
-            fix="write it with numpy.savez, which does not compress",
+            fix=fix,
         )
 
 
