@@ -46,11 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Count operations, take processor time and memory, and compare with the published code's way.",
     )
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("--size", choices=list(SHAPES), default="full", help="the published model, or a tiny one")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width; default: 512, tiny 128x160")
-    parser.add_argument("--images", type=int, help="per batch; default: 1, tiny 2")
-    parser.add_argument("--segments", type=int, help="per image in training; default: 12, tiny 6")
-    parser.add_argument("--words", type=int, default=24, help="per caption in training, the end included")
+    parser.add_argument("--size", choices=list(SHAPES), default="full", help="the published model, or a smaller one")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="height and width; default: 512, small 256, tiny 128x160"
+    )
+    parser.add_argument("--images", type=int, help="per batch; default: 1, small and tiny 2")
+    parser.add_argument("--segments", type=int, help="per image in training; default: 12, small 8, tiny 6")
+    parser.add_argument("--words", type=int, help="per caption in training, the end included; default: 24, small 16")
     parser.add_argument("--kept", type=int, default=20, help="segments per image at inference")
     parser.add_argument("--boxes", type=int, default=100, help="prompted_captions: of one image")
     parser.add_argument("--measured", type=int, help="prompted_captions: boxes really done one by one; default: all")

@@ -34,6 +34,18 @@ TINY = (  # of the published shape, small enough for a test
     *("MODEL.TEXT_DECODER.NUM_LAYERS", "2", "MODEL.TEXT_DECODER.ATTENTION_HEADS", "4"),
     *("MODEL.TEXT_DECODER.FEEDFORWARD_SIZE", "96"),
 )
+SMALL = (  # between the two: the published numbers of layers and prediction points, narrower
+    *("MODEL.TEXT.PRETRAINED_TOKENIZER", "shapes", "MODEL.TEXT.WIDTH", "128", "MODEL.TEXT.HEADS", "4"),
+    *("MODEL.TEXT.LAYERS", "4", "MODEL.DIM_PROJ", "128"),
+    *("MODEL.BACKBONE.FOCAL.EMBED_DIM", "48", "MODEL.BACKBONE.FOCAL.DEPTHS", "[2, 2, 6, 2]"),
+    *("MODEL.ENCODER.CONVS_DIM", "128", "MODEL.ENCODER.MASK_DIM", "128", "MODEL.ENCODER.TRANSFORMER_ENC_LAYERS", "3"),
+    *("MODEL.DECODER.HIDDEN_DIM", "128", "MODEL.DECODER.NHEADS", "8", "MODEL.DECODER.DIM_FEEDFORWARD", "512"),
+    *("MODEL.DECODER.NUM_OBJECT_QUERIES", "101", "MODEL.DECODER.TRAIN_NUM_POINTS", "3136"),
+    *("MODEL.TEXT_DECODER.OBJECT_FEATURE_SIZE", "128", "MODEL.TEXT_DECODER.HIDDEN_SIZE", "192"),
+    *("MODEL.TEXT_DECODER.NUM_LAYERS", "3", "MODEL.TEXT_DECODER.ATTENTION_HEADS", "4"),
+    *("MODEL.TEXT_DECODER.FEEDFORWARD_SIZE", "384"),
+)
+SIZES = {"full": (), "small": SMALL, "tiny": TINY}
 
 
 class Numbers:
@@ -60,18 +72,18 @@ class Shape:
     words: int
 
 
-SHAPES = {"full": Shape(1, 512, 512, 12, 24), "tiny": Shape(2, 128, 160, 6, 24)}
+SHAPES = {"full": Shape(1, 512, 512, 12, 24), "small": Shape(2, 256, 256, 8, 16), "tiny": Shape(2, 128, 160, 6, 24)}
 
 
 def build(size: str, conf_files: Sequence[str], overrides: Sequence[str]) -> Pix2Cap:
-    """Return the shipped model under the published recipe, or a tiny one like it, with random weights.
+    """Return the shipped model under the published recipe, or a smaller one like it, with random weights.
 
     Args:
-        size: "full" or "tiny".
+        size: a key of `SIZES`.
         conf_files: configuration files in place of the shipped one.
         overrides: see `load_config`.
     """
-    keys = [*RECIPE, *(TINY if size == "tiny" else ()), *overrides]
+    keys = [*RECIPE, *SIZES[size], *overrides]
     cfg = load_config(list(conf_files) or [SHIPPED], keys, model_schemas=MODEL_SCHEMAS)
     torch.manual_seed(0)
     return build_pix2cap(cfg, COCO_PANOPTIC, Numbers(cfg.MODEL.TEXT_DECODER.VOCAB_SIZE))

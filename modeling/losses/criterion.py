@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...datasets.batches import RegionTargets
 from ...utils.boxes import xyxy_to_cxcywh
-from ..matching.hungarian import Match, MatchingCosts, shrink
+from ..matching.hungarian import Match, MatchingCosts
 from ..region_encoders.query_decoder import QueryPrediction
 from .box import box_giou, box_l1
 from .mask import mask_bce, mask_dice
 from .points import PointSource, sample_points, uncertain_points
+from .segment_maps import SegmentMap
 from .terms import LossTerm
 
 Matches = list[Match]  # one per image
@@ -29,27 +30,25 @@ class SegmentTargets:
 
     Attributes:
         labels: per image int64 (n,).
-        masks: per image float32 (n, H, W).
+        maps: per image its masks.
         boxes_cxcywh: per image float32 (n, 4), in units of the padded image.
     """
 
     labels: list[Tensor]
-    masks: list[Tensor]
+    maps: list[SegmentMap]
     boxes_cxcywh: list[Tensor]
 
     @classmethod
     def from_regions(cls, targets: list[RegionTargets], height: int, width: int) -> SegmentTargets:
-        """Expand id maps to masks and pad them right and below to (height, width)."""
+        """Lay the targets on a canvas of (height, width), padded right and below."""
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
-        masks = [
-            F.pad(t.masks().float(), (0, width - t.id_map.shape[1], 0, height - t.id_map.shape[0])) for t in targets
-        ]
+        maps = [SegmentMap(t.id_map, t.segment_ids, (height, width)) for t in targets]
         boxes = [xyxy_to_cxcywh(t.boxes_xyxy) / scale.to(t.boxes_xyxy.device, non_blocking=True) for t in targets]
-        return cls([t.labels for t in targets], masks, boxes)
+        return cls([t.labels for t in targets], maps, boxes)
 
     def shrunk(self, height: int, width: int) -> list[Tensor]:
         """Return the masks at the size of predicted ones, float32 (n, height, width) per image."""
-        return [shrink(masks, height, width) for masks in self.masks]
+        return [segments.shrunk(height, width) for segments in self.maps]
 
     @property
     def counts(self) -> list[int]:
@@ -116,11 +115,10 @@ class SetCriterion:
             Per image float32 (Q, n), for `assign`.
         """
         costs = []
-        for image, (labels, masks) in enumerate(zip(targets.labels, targets.masks, strict=True)):
-            at = points.shared(layer, image, self.num_points)[None]
-            sampled = sample_points(mask_logits[image][None].float(), at)[0]
-            truth = sample_points(masks[None], at)[0] if len(masks) else masks.new_zeros(0, self.num_points)
-            costs.append(self.costs(class_logits[image], sampled, labels, truth))
+        for image, (labels, segments) in enumerate(zip(targets.labels, targets.maps, strict=True)):
+            at = points.shared(layer, image, self.num_points)
+            sampled = sample_points(mask_logits[image][None].float(), at[None])[0]
+            costs.append(self.costs(class_logits[image], sampled, labels, segments.at_shared(at)))
         return costs
 
     def class_weight_count(self, targets: list[RegionTargets], num_objects: int) -> float:
@@ -188,13 +186,13 @@ class SetCriterion:
                 )
             ]
         ).float()
-        masks = torch.cat([masks[match.segments] for masks, match in zip(targets.masks, matches, strict=True)])
         if not len(logits):
             return logits.sum(), logits.sum()
         counts = [len(match.queries) for match in matches]
         at = uncertain_points(logits, counts, points, layer, num_points=self.num_points, **self.sampling)
         sampled = sample_points(logits[:, None], at)[:, 0]
-        truth = sample_points(masks[:, None], at)[:, 0]
+        pairs = zip(targets.maps, matches, at.split(counts), strict=True)
+        truth = torch.cat([segments.at_own(match.segments, places) for segments, match, places in pairs])
         return mask_bce(sampled, truth), mask_dice(sampled, truth)
 
     def box_losses(self, boxes: Tensor, targets: SegmentTargets, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -92,14 +92,6 @@ def assign(costs: list[Tensor]) -> list[Match]:
     ]
 
 
-def shrink(masks: Tensor, height: int, width: int) -> Tensor:
-    """Return target masks at a smaller size, bilinear and above zero: float (n, H, W) -> float (n, height, width)."""
-    if not len(masks):
-        return masks.new_zeros(0, height, width)
-    small = F.interpolate(masks[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    return (small > 0).float()
-
-
 @torch.no_grad()
 def best_overlap(mask_logits: Tensor, masks: Tensor) -> Tensor:
     """Return for each target the query whose mask overlaps it most, int64 (n,).
@@ -109,7 +101,7 @@ def best_overlap(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (Q, h, w).
-        masks: float (n, h, w) of zeros and ones, see `shrink`.
+        masks: float (n, h, w) of zeros and ones.
     """
     wanted, found = masks.flatten(1), (mask_logits > 0).flatten(1).to(masks.dtype)
     shared = wanted @ found.t()  # n Q

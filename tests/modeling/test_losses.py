@@ -13,6 +13,7 @@ from locap.modeling.losses.caption import smoothed_caption_loss
 from locap.modeling.losses.criterion import SegmentTargets, SegmentWeights, SetCriterion
 from locap.modeling.losses.mask import mask_bce, mask_dice
 from locap.modeling.losses.points import SeededPoints, SequentialPoints, sample_points, uncertain_points
+from locap.modeling.losses.segment_maps import SegmentMap
 from locap.modeling.matching.hungarian import Match, MatchingCosts
 
 
@@ -118,13 +119,24 @@ def test_box_losses_are_sums_over_pairs():
 def test_targets_are_padded_right_and_below(make_batch):
     batch = make_batch([2], [(40, 50)])
     targets = SegmentTargets.from_regions(batch.targets, 64, 96)
-    assert targets.masks[0].shape == (2, 64, 96)
-    assert torch.equal(targets.masks[0][:, :40, :50].bool(), batch.targets[0].masks())
-    assert not targets.masks[0][:, 40:].any()
-    assert not targets.masks[0][:, :, 50:].any()
     x0, y0, x1, y1 = batch.targets[0].boxes_xyxy[0].tolist()
     expected = [(x0 + x1) / 2 / 96, (y0 + y1) / 2 / 64, (x1 - x0) / 96, (y1 - y0) / 64]
     assert targets.boxes_cxcywh[0][0].tolist() == pytest.approx(expected)
+
+
+def test_maps_are_sampled_and_shrunk_as_their_masks_would_be(make_batch):
+    torch.manual_seed(0)
+    (target,) = make_batch([3], [(40, 50)]).targets
+    target.id_map[10:20, 7:30] = int(target.segment_ids[1])
+    segments = SegmentMap(target.id_map, target.segment_ids, (64, 96))
+    masks = F.pad(target.masks().float(), (0, 46, 0, 24))
+    shared, own = torch.rand(500, 2) * 1.2 - 0.1, torch.rand(2, 500, 2)
+    torch.testing.assert_close(segments.at_shared(shared), sample_points(masks[None], shared[None])[0])
+    wanted = sample_points(masks[[2, 0], None], own)[:, 0]
+    torch.testing.assert_close(segments.at_own(torch.tensor([2, 0]), own), wanted)
+    for size in ((16, 24), (21, 17), (64, 96), (70, 100)):
+        small = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0] > 0
+        assert torch.equal(segments.shrunk(*size).bool(), small)
 
 
 def test_points_sample_between_pixels_and_zero_outside():

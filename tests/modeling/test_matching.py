@@ -7,8 +7,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from locap.modeling.matching.hungarian import MatchingCosts, assign, best_overlap, shrink
+from locap.modeling.losses.segment_maps import SegmentMap
+from locap.modeling.matching.hungarian import MatchingCosts, assign, best_overlap
 from locap.utils.errors import NumericError
 
 
@@ -63,22 +65,31 @@ def boxes_as_logits(*boxes: tuple[int, int, int, int], size: int = 8) -> torch.T
     return logits
 
 
+def small(*segments: Tensor) -> Tensor:
+    """Bool masks (32, 32) -> at (8, 8)."""
+    ids = sum((segment * (i + 1) for i, segment in enumerate(segments)), torch.zeros(32, 32, dtype=torch.int32))
+    return SegmentMap(ids.int(), torch.arange(1, len(segments) + 1), (32, 32)).shrunk(8, 8)
+
+
+def rectangle(rows: slice, columns: slice) -> Tensor:
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[rows, columns] = True
+    return mask
+
+
 def test_captions_go_to_the_query_of_highest_overlap_even_twice():
     found = boxes_as_logits((0, 0, 4, 4), (4, 4, 8, 8), (0, 0, 8, 8))
-    masks = torch.zeros(3, 32, 32)
-    masks[0, 16:, 16:] = 1
-    masks[1, 18:, 18:] = 1
-    masks[2, :, :28] = 1
-    assert best_overlap(found, shrink(masks, 8, 8)).tolist() == [1, 1, 2]
+    corner = rectangle(slice(18, None), slice(18, None))
+    around = rectangle(slice(16, None), slice(16, None)) & ~corner
+    rest = rectangle(slice(None), slice(28)) & ~corner & ~around
+    assert best_overlap(found, small(around, corner, rest)).tolist() == [1, 1, 2]
 
 
 def test_a_vanished_target_goes_to_the_first_empty_query():
     found = boxes_as_logits((0, 0, 4, 4), (0, 0, 0, 0), (1, 1, 1, 1))
-    masks = torch.zeros(2, 32, 32)
-    masks[0, :, 4] = 1  # shrinking reads columns 1 and 2 of every 4, so this one vanishes
-    masks[1, :, 5] = 1
-    assert best_overlap(found, shrink(masks, 8, 8)).tolist() == [1, 0]
+    columns = rectangle(slice(None), slice(4, 5)), rectangle(slice(None), slice(5, 6))
+    assert best_overlap(found, small(*columns)).tolist() == [1, 0]  # shrinking reads columns 1 and 2 of every 4
 
 
 def test_no_targets():
-    assert best_overlap(torch.randn(3, 8, 8), shrink(torch.zeros(0, 32, 32), 8, 8)).shape == (0,)
+    assert best_overlap(torch.randn(3, 8, 8), small()).shape == (0,)

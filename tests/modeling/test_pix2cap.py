@@ -172,7 +172,7 @@ def match(
     model: Pix2Cap, decoded: DecodedQueries, targets: SegmentTargets, points: SeededPoints, layer: int
 ) -> list[Match]:
     point = decoded.points[-1 - layer]
-    masks = [masks_of(model, point, decoded, image) for image in range(len(targets.masks))]
+    masks = [masks_of(model, point, decoded, image) for image in range(len(targets.maps))]
     return assign(
         model.criterion.match_costs(point.class_logits[:, : model.num_objects], masks, targets, points, layer)
     )

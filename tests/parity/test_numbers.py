@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from locap.datasets.batches import Batch, RegionTargets
 from locap.datasets.categories import COCO_PANOPTIC
-from locap.modeling.losses.points import SequentialPoints
+from locap.modeling import pix2cap
+from locap.modeling.losses.criterion import SegmentTargets
+from locap.modeling.losses.points import SequentialPoints, sample_points
 from locap.modeling.pix2cap_layouts import FPN
 from locap.modeling.text_decoders.generation import generate
 from locap.modeling.text_encoders.class_texts import CLIP_TEMPLATES, ClassTexts
@@ -128,8 +133,28 @@ class OverlappingTargets(RegionTargets):
 
     overlapping: Tensor
 
-    def masks(self) -> Tensor:
-        return self.overlapping
+
+class MaskStack:
+    """Segments that overlap, which no record can hold: masks instead of a `SegmentMap`, sampled and shrunk as such."""
+
+    def __init__(self, target: OverlappingTargets, height: int, width: int) -> None:
+        h, w = target.id_map.shape
+        self.stack = F.pad(target.overlapping.float(), (0, width - w, 0, height - h))
+
+    def at_shared(self, points: Tensor) -> Tensor:
+        return sample_points(self.stack[None], points[None])[0]
+
+    def at_own(self, segments: Tensor, points: Tensor) -> Tensor:
+        return sample_points(self.stack[segments, None], points)[:, 0]
+
+    def shrunk(self, height: int, width: int) -> Tensor:
+        small = F.interpolate(self.stack[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        return (small > 0).float()
+
+    @classmethod
+    def targets(cls, targets: list[OverlappingTargets], height: int, width: int) -> SegmentTargets:
+        found = SegmentTargets.from_regions(targets, height, width)
+        return dataclasses.replace(found, maps=[cls(target, height, width) for target in targets])
 
 
 def measured_batch(tokenizer: CaptionTokenizer) -> Batch:
@@ -168,6 +193,7 @@ def test_training_step(original, monkeypatch):
     model = original().model.train()
     batch = measured_batch(model.tokenizer)
     monkeypatch.setattr(np.random, "default_rng", lambda seed: UpstreamDraws(seed))
+    monkeypatch.setattr(pix2cap, "SegmentTargets", SimpleNamespace(from_regions=MaskStack.targets))
     torch.manual_seed(5)
     counts, criterion = list(map(len, batch.targets)), model.criterion
     layers = len(model.decoder.ffn) + 1
