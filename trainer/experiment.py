@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from .. import __version__
-from ..datasets.bad_samples import BadSample, BadSampleLog
+from ..datasets import bad_samples
 from ..datasets.batches import Batch
 from ..datasets.loader import TrainLoader
 from ..datasets.mixtures import MixedReader
@@ -33,7 +33,8 @@ from .distributed import World, agree, gather_texts, on_main, sum_numbers
 from .ema import MovingAverage
 from .entries import eval_groups
 from .evaluate import evaluate_sets, precision, score_stored
-from .logs import Trackers, open_trackers
+from .flops import device_peak
+from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
 from .loop import Hooks, StepReport, TrainingLoop
 from .optimizer import Layers, build_optimizer, build_schedule
 from .parallel import Replicas, compile_blocks
@@ -101,7 +102,7 @@ class TrainingRun:
             self.saver.resume()
         self.bad_samples = self._bad_sample_log()
         self.stop = StopRequests(self.folder if world.is_main else None, cfg.MAX_HOURS)
-        self.results: list[ProtocolResult] = []
+        self.spikes, self.results = SpikeWatch(), []
         self._epochs = self.loop.state.epoch  # finished after the step before
 
     def _identity(self) -> dict[str, str]:
@@ -114,14 +115,14 @@ class TrainingRun:
             "training samples": str(len(self.experiment.train_reader)),
         }
 
-    def _bad_sample_log(self) -> BadSampleLog:
+    def _bad_sample_log(self) -> bad_samples.BadSampleLog:
         options, step = self.cfg.COCO.DATALOADER, self.loop.state.step
-        return BadSampleLog(
-            self.folder / "bad_samples.jsonl",
-            len(self.experiment.train_reader),
-            max_samples=options.MAX_BAD_SAMPLES,
-            max_share=options.MAX_BAD_SHARE,
-            resume_step=step if self.cfg.RESUME else None,
+        return bad_samples.BadSampleLog(
+            self.folder / bad_samples.FILE,
+            samples=len(self.experiment.train_reader),
+            max_bad_samples=options.MAX_BAD_SAMPLES,
+            max_bad_share=options.MAX_BAD_SHARE,
+            resume_step=step,
         )
 
     def run(self) -> dict[str, float]:
@@ -190,8 +191,16 @@ class TrainingRun:
         return self.loop.average.in_place() if self.loop.average is not None else contextlib.nullcontext()
 
     def _trackers(self) -> Trackers:
-        resume_step = self.loop.state.step if self.cfg.RESUME else None
-        return open_trackers(self.cfg, self.folder, resume_step) if self.world.is_main else Trackers([])
+        cfg = self.cfg
+        if not self.world.is_main:
+            return Trackers([])
+        name, values = f"{cfg.BASENAME}/{self.folder.name}", OmegaConf.to_container(cfg, resolve=True)
+        return open_trackers(
+            self.folder,
+            resume_step=self.loop.state.step if cfg.RESUME else None,
+            tensorboard=cfg.TENSORBOARD,
+            wandb=WandbRun(cfg.WANDB_PROJECT, name, values) if cfg.WANDB else None,
+        )
 
     def _batches(self) -> Iterator[Batch]:
         epoch, start = self.loop.state.epoch, self.loop.state.batch
@@ -203,9 +212,11 @@ class TrainingRun:
         return step <= self.cfg.LOG_FIRST or step % self.cfg.LOG_EVERY == 0 or step == self.max_steps
 
     def _report(self, report: StepReport) -> None:
-        self.trackers.log("train", report.step, {k: v for k, v in asdict(report).items() if k != "step"})
+        logged = {k: v for k, v in asdict(report).items() if k not in ("step", "image_ids")}
+        self.trackers.log("train", report.step, logged)
         if self.world.is_main:
             _log.debug("step %d loss %.4f", report.step, report.loss)
+            self.spikes.add(report.step, report.loss, report.image_ids)
             self.note = f"loss {report.loss:.3f}  {report.images_per_second:.1f} images/s"
 
     note = ""
@@ -216,12 +227,12 @@ class TrainingRun:
         append_line(self.folder / "not_finite.jsonl", json.dumps(line, ensure_ascii=False))
         _log.warning("step %d was left out: its gradient is not finite (%s)", step, self.folder / "not_finite.jsonl")
 
-    def _keep_bad(self, samples: list[BadSample]) -> None:
+    def _keep_bad(self, samples: list[bad_samples.BadSample]) -> None:
         """Write down what all ranks could not read; stops the run where it is too much."""
-        gathered = gather_texts(json.dumps([asdict(sample) for sample in samples]))
-        rows = [BadSample(**row) for text in gathered or [] for row in json.loads(text)]
+        gathered = gather_texts(bad_samples.to_text(samples))
+        everyones = [sample for text in gathered or [] for sample in bad_samples.from_text(text)]
         state = self.loop.state
-        on_main(lambda: str(self.bad_samples.add(state.step, state.epoch, rows)))
+        on_main(lambda: str(self.bad_samples.add(state.step + 1, state.epoch, everyones)))
 
     def _after_step(self) -> None:
         cfg, state = self.cfg, self.loop.state
@@ -249,7 +260,7 @@ class TrainingRun:
         if cfg.EVAL_MAX_IMAGES and not final:
             sets = [replace(each, reader=First(each.reader, cfg.EVAL_MAX_IMAGES)) for each in sets]
         folder = self.folder / "evaluations" / f"step_{step:08d}"
-        with self._averaged():
+        with self._averaged(), self.loop.replicas.gathered():
             scored = evaluate_sets(
                 self.model, sets, self.experiment.tokenizer, cfg, self.world, folder, stop=self.stop.requested
             )
@@ -299,6 +310,7 @@ def build_loop(model: nn.Module, cfg: Any, world: World, max_steps: int, **optio
         targets=find_system(cfg.MODEL.NAME).targets,
         average=MovingAverage(model, solver.EMA_DECAY) if solver.EMA_DECAY else None,
         max_skipped=solver.MAX_SKIPPED_STEPS,
+        peak_tflops=device_peak(world.device, precision(cfg, world), cfg.PEAK_TFLOPS),
         **options,
     )
 

@@ -19,8 +19,10 @@ from .checkpoint import TrainingState
 from .distributed import World, sum_numbers, sum_over_ranks
 from .ema import MovingAverage
 from .finite import FiniteWatch, divergence
+from .flops import counted_flops
+from .log_values import learning_rates
 from .meter import Meter
-from .optimizer import Schedule, learning_rates
+from .optimizer import Schedule
 from .parallel import Replicas
 
 
@@ -30,15 +32,16 @@ class StepReport:
 
     Attributes:
         lr: the largest learning rate.
-        lrs: every group's, by its share of the base rate.
+        lrs: each distinct one, by its initial value.
         losses: the loss of each part over all ranks, weights applied.
         skipped: steps left out so far, since their gradient was not finite.
         images_per_second: over all ranks since the last report, evaluations and checkpoints left out.
         data_wait: share of that time that was spent waiting for the loader.
         shares: the same of each phase of a step.
-        memory_gb: most that was in use on this process's device.
+        memory_gb: the most that was in use on rank 0, see `Meter`.
         mfu: estimated share of the device's arithmetic that was used; None where unknown.
         seconds: of the loop so far, everything included.
+        image_ids: of this rank's images in the step.
     """
 
     step: int
@@ -52,9 +55,10 @@ class StepReport:
     images_per_second: float
     data_wait: float
     shares: dict[str, float]
-    memory_gb: float
+    memory_gb: float | None
     mfu: float | None
     seconds: float
+    image_ids: list[Any]
 
 
 def _nothing(*_: Any) -> None:
@@ -98,6 +102,7 @@ class TrainingLoop:
         average: of the weights, or None.
         max_skipped: steps in a row that are left out for a gradient that is not finite. With fp16 the scaler decides.
         on_skip: see `FiniteWatch`.
+        peak_tflops: what the device can do; None: unknown, and operations are not counted.
 
     Attributes:
         stopping: a rank was asked to stop, and all have finished the same step.
@@ -119,12 +124,14 @@ class TrainingLoop:
         average: MovingAverage | None = None,
         max_skipped: int = 0,
         on_skip: Callable[..., None] | None = None,
+        peak_tflops: float | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.world = model, optimizer, schedule, world
         self.seed, self.clip_norm, self.accumulate, self.targets = seed, clip_norm, accumulate, targets
         self.replicas, self.average = replicas or Replicas(model, world), average
         self.state, self.hooks, self.stopping = TrainingState(), Hooks(), False
         self.watch = FiniteWatch(world, max_skipped, on_skip)
+        self.peak_tflops = peak_tflops
         self.meter = Meter(world.device)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -143,7 +150,7 @@ class TrainingLoop:
             NumericError: training has diverged.
         """
         stream, self.hooks = iter(batches), hooks
-        self.meter.restart()
+        self.meter = Meter(self.world.device, peak_tflops=self.peak_tflops)
         self._reported = time.monotonic()
         while self.state.step < max_steps and not self.stopping:
             hooks.mark("waiting for data", self.state.step)
@@ -151,10 +158,11 @@ class TrainingLoop:
             if not window:
                 raise RuntimeError("the loader ended before the last step")
             hooks.mark("step", self.state.step)
-            terms, norm, lrs = self.step(window)
+            terms, norm, lrs = self._first_step(window) if self._counts_flops() else self.step(window)
             self._count_position(len(window), steps_per_epoch)
             if hooks.should_report(self.state.step):
-                hooks.on_report(self._report(terms, norm, lrs, steps_per_epoch))
+                ids = [image for batch in window for image in batch.image_ids]
+                hooks.on_report(self._report(terms, norm, lrs, steps_per_epoch, ids))
             with self.meter.aside():
                 hooks.after_step()
         self.watch.judge()
@@ -167,6 +175,16 @@ class TrainingLoop:
                 return
             self.meter.count(len(batch))
             yield batch.to(self.world.device)
+
+    def _counts_flops(self) -> bool:
+        return self.peak_tflops is not None and self.meter.flops_per_image is None
+
+    def _first_step(self, window: list[Batch]) -> tuple[dict[str, Tensor], Tensor, dict[str, float]]:
+        """As `step`, counting its operations."""
+        with counted_flops() as flops:
+            done = self.step(window)
+        self.meter.flops_per_image = flops.total / max(1, sum(map(len, window)))
+        return done
 
     def step(self, window: list[Batch]) -> tuple[dict[str, Tensor], Tensor, dict[str, float]]:
         """Do one optimiser step on some batches; returns weighted losses (this rank's share), gradient norm, rates."""
@@ -187,7 +205,7 @@ class TrainingLoop:
             ids = [image for batch in window for image in batch.image_ids]
             self.watch.note(self.state.step, norm, parts, ids)
         reach("step.end")
-        return parts, norm, learning_rates(self.optimizer)
+        return parts, norm, learning_rates(self.optimizer.param_groups)
 
     def _agree(self, window: list[Batch]) -> dict[str, float]:
         """Tell all ranks what this one counts, in one message.
@@ -249,11 +267,16 @@ class TrainingLoop:
             self.state.epoch += 1
 
     def _report(
-        self, parts: dict[str, Tensor], norm: Tensor, lrs: dict[str, float], steps_per_epoch: int
+        self,
+        parts: dict[str, Tensor],
+        norm: Tensor,
+        lrs: dict[str, float],
+        steps_per_epoch: int,
+        image_ids: list[Any],
     ) -> StepReport:
         names = sorted(parts)
         values = sum_over_ranks(torch.stack([parts[name].double() for name in names])).tolist()
-        timing, now = self.meter.take(self.world), time.monotonic()
+        timing, now = self.meter.take(self.world, sum_numbers), time.monotonic()
         self.state.seconds += now - self._reported
         self._reported = now
         return StepReport(
@@ -271,6 +294,7 @@ class TrainingLoop:
             memory_gb=timing.memory_gb,
             mfu=timing.mfu,
             seconds=self.state.seconds,
+            image_ids=image_ids,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,13 +112,6 @@ def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the rates in use, each under its share of the largest: "1", "0.1", ..."""
-    groups = sorted(optimizer.param_groups, key=lambda group: -group["initial_lr"])
-    largest = groups[0]["initial_lr"] or 1.0
-    return {f"{group['initial_lr'] / largest:.3g}": group["lr"] for group in groups}
-
-
 class Schedule:
     """Learning-rate factor per optimiser step (detectron2's three schedules, and PixelLLM's).
 

@@ -11,7 +11,8 @@ from torch import nn
 from ..modeling.checkpoints.loader import load_weights
 from ..utils import untrusted
 from . import sharded
-from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer, verify
+from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer
+from .checkpoint_files import verify
 from .continuation import check_continuation, converted_position
 from .distributed import World, on_main, shared_store
 from .loop import TrainingLoop
@@ -46,9 +47,9 @@ class Saver:
         self._saved_at = step
         state = self.loop.state_dict() | {"batch_size": self.cfg.COCO.TRAIN.BATCH_SIZE_TOTAL}
         if self.loop.replicas.sharded:
-            staged = sharded.staged(self.model, self.loop.optimizer, self.loop.average)
+            pieces = sharded.staged(self.model, self.loop.optimizer, self._average())
             rank = self.world.rank
-            write = lambda folder: sharded.write(staged, folder, rank)  # noqa: E731
+            write = lambda folder: sharded.write(pieces, folder, rank)  # noqa: E731
             self.checkpoints.save_shards(write, state, step, self.world, shared_store())
         elif self.world.is_main:
             self.checkpoints.save(self._tensors(), state, step)
@@ -61,6 +62,9 @@ class Saver:
         if self.loop.average is not None:
             tensors[AVERAGE] = self.loop.average.average
         return tensors
+
+    def _average(self) -> dict[str, Any] | None:
+        return None if self.loop.average is None else self.loop.average.average
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -77,7 +81,7 @@ class Saver:
         state = verify(folder)
         _log.info("going on from %s", folder)
         if self.loop.replicas.sharded:
-            sharded.restore(folder, self.model, self.loop.optimizer, self.loop.average)
+            sharded.restore(folder, self.model, self.loop.optimizer, self._average())
         else:
             self._restore(folder)
         self.loop.load_state_dict(converted_position(state, self.cfg.COCO.TRAIN.BATCH_SIZE_TOTAL))

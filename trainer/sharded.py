@@ -23,7 +23,6 @@ from ..utils.errors import CheckpointError
 from .parallel import is_shard
 
 _OFFSETS = "DCP_SHARDING_INFO"
-_FILES = ("model", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +41,23 @@ class Staged:
     ranks: int
 
 
-def staged(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Staged:
-    """Copy this rank's pieces to the host; training may go on while they are written. No communication."""
+def staged(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, Tensor] | None = None,
+) -> Staged:
+    """Copy this rank's pieces to the host; training may go on while they are written. No communication.
+
+    Args:
+        model, optimizer: whose tensors are kept.
+        average: of the weights, by name.
+    """
     rank, ranks = _here()
     tensors = {"model": _own_state(model)}
     if optimizer is not None:
         tensors["optimizer"] = _optimizer_state(model, optimizer)
+    if average is not None:
+        tensors["ema"] = dict(average)
     return Staged({file: dict(_pieces(named, rank)) for file, named in tensors.items()}, ranks)
 
 
@@ -62,20 +72,23 @@ def write(staged: Staged, folder: str | Path, rank: int) -> list[Path]:
     return paths
 
 
-def restore(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Fill a model, and an optimiser, sharded or not, from shards of any number of ranks or from whole tensors.
+def restore(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Fill a model, its average and an optimiser, sharded or not, from shards of any number of ranks or from whole tensors.
 
     Every rank reads only what it needs. No communication.
 
     Raises:
         CheckpointError: a file is missing or broken, or the tensors are not those of the model.
     """
-    source = _Source(Path(folder), "model")
-    wanted = _own_state(model)
-    _same_names(wanted, source, "model")
     with torch.no_grad():
-        for name, tensor in wanted.items():
-            source.fill(name, tensor)
+        _fill(_Source(Path(folder), "model"), _own_state(model), "model")
+        if average is not None:
+            _fill(_Source(Path(folder), "ema"), average, "average")
         if optimizer is not None:
             _restore_optimizer(_Source(Path(folder), "optimizer"), model, optimizer)
     if hasattr(model, "class_texts"):
@@ -156,6 +169,12 @@ def _restore_optimizer(source: _Source, model: nn.Module, optimizer: torch.optim
             value = torch.empty_like(parameter, requires_grad=False)
         source.fill(full, value)
         optimizer.state[parameter][key] = value
+
+
+def _fill(source: _Source, tensors: Mapping[str, Tensor], what: str) -> None:
+    _same_names(tensors, source, what)
+    for name, tensor in tensors.items():
+        source.fill(name, tensor)
 
 
 def _same_names(wanted: Mapping[str, Tensor], source: _Source, what: str) -> None:
