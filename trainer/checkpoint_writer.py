@@ -26,7 +26,8 @@ class Writer:
 
     def __init__(self, ahead: bool = False) -> None:
         self.ahead, self.failures = ahead, 0
-        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
+        self._done.set()
         self._error: CheckpointError | None = None  # of the last job, until it is raised
 
     def ready(self) -> None:
@@ -46,8 +47,9 @@ class Writer:
             CheckpointError: as `ready`, when the job is done here.
         """
         if self.ahead:
-            self._thread = threading.Thread(target=self._do, args=(job, final), name="checkpoint")
-            self._thread.start()
+            done = threading.Event()
+            threading.Thread(target=self._do_ahead, args=(job, final, done), name="checkpoint").start()
+            self._done = done
             return
         self._do(job, final)
         self.ready()
@@ -63,14 +65,18 @@ class Writer:
 
     def join(self) -> None:
         """Return when the last job is done, however."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._done.wait()  # of a thread whose join is interrupted, Python believes that it has ended
 
     def _raise(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def _do_ahead(self, job: Callable[[], None], final: Path, done: threading.Event) -> None:
+        try:
+            self._do(job, final)
+        finally:
+            done.set()
 
     def _do(self, job: Callable[[], None], final: Path) -> None:
         self._error = None

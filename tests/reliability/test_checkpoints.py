@@ -23,7 +23,7 @@ from locap.trainer.checkpoint_files import step_folders, verify
 from locap.utils.errors import CheckpointError
 from locap.utils.fault_points import POINTS, activate
 
-PIECE = 48
+PIECE = 32
 FORK = multiprocessing.get_context("fork")
 
 
