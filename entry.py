@@ -29,7 +29,6 @@ if __name__ != "locap.entry":  # run as a script, or as the main module of a spa
     _register_package()
 
 import argparse  # noqa: E402 - the package must exist first
-import traceback  # noqa: E402
 from contextlib import AbstractContextManager  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -38,9 +37,10 @@ from omegaconf import read_write  # noqa: E402
 from locap.evaluation.command import add_arguments as add_scoring_arguments  # noqa: E402
 from locap.evaluation.command import compare_files, score_files  # noqa: E402
 from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
+from locap.trainer.launch import says_it  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
-from locap.utils.errors import EXIT_INTERNAL, LocapError, UsageError  # noqa: E402
+from locap.utils.errors import UsageError, describe  # noqa: E402
 from locap.utils.logging import set_up_logging  # noqa: E402
 
 # what a command needs beyond this is imported inside it: a wrong configuration is reported before torch is loaded
@@ -52,16 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging()
     try:
         return arguments.command(arguments) or 0
-    except LocapError as err:
-        sys.stderr.write(f"error: {err}\n")
-        return err.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; what was saved before is intact\n")
-        return 130
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.write("\nThis is a defect of locap, not of your input. Please report it with the lines above.\n")
-        return EXIT_INTERNAL
+    except (Exception, KeyboardInterrupt) as err:
+        text, code = describe(err)
+        if says_it(text):  # every process of a job may have come upon it
+            sys.stderr.write(f"{text}\n")
+        return code
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,10 +1,16 @@
-"""Who am I among how many: rank discovery for torchrun, MPI, SLURM and none, and the few collectives the loop needs."""
+"""Who am I among how many, and the few collectives the loop needs."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import logging
 import os
-import zlib
-from collections.abc import Callable, Mapping
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,14 +20,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..utils.errors import LocapError, MissingDependencyError, UsageError
+from ..utils.errors import LocapError, MissingDependencyError, UsageError, describe
+from . import rendezvous
+from .failures import Failures
+from .launch import Launch, discover, says_it
 
-_LAUNCHERS = {  # launcher: variables of (rank, world size, local rank)
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "MPICH or Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-}
+_log = logging.getLogger(__name__)
+_active: Failures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long processes wait for each other, seconds: to start, for a step, for the first step or an evaluation."""
+
+    rendezvous: float = 60.0
+    step: float = 300.0
+    first_step: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,8 @@ class World:
         local_rank: on this machine.
         device: where this process computes.
         launcher: who started it.
+        host: name of this machine.
+        local_size: processes on this machine.
     """
 
     rank: int = 0
@@ -40,6 +56,8 @@ class World:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "none"
+    host: str = ""
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -47,69 +65,135 @@ class World:
         return self.rank == 0
 
 
-def discover(environ: Mapping[str, str] = os.environ) -> tuple[str, int, int, int]:
-    """Return (launcher, rank, world size, local rank) from the environment.
-
-    Raises:
-        UsageError: two launchers' variables contradict each other.
-    """
-    found = {}
-    for launcher, (rank, size, local) in _LAUNCHERS.items():
-        if rank not in environ or size not in environ:
-            continue
-        if launcher == "SLURM" and ("SLURM_STEP_ID" not in environ or environ.get("SLURM_JOB_NAME") == "bash"):
-            continue  # an allocation, or an interactive shell inside one, is not a launch
-        found[launcher] = (int(environ[rank]), int(environ[size]), int(environ.get(local, environ[rank])))
-    if not found:
-        return "none", 0, 1, 0
-    several = {name: values for name, values in found.items() if values[1] > 1} or found
-    launcher, values = next(iter(several.items()))
-    # SLURM may have started the daemons of the launcher that started this process
-    others = {name: other for name, other in several.items() if other[:2] != values[:2] and name != "SLURM"}
-    if others and launcher != "torchrun":
-        raise UsageError(
-            "Two launchers disagree about this process.",
-            where="environment",
-            value={launcher: values[:2], **{name: other[:2] for name, other in others.items()}},
-            allowed="one launcher; torchrun inside another's job, or any inside SLURM's",
-            fix=f"unset {' '.join(v for name in others for v in _LAUNCHERS[name])}",
-        )
-    return launcher, *values
-
-
 @contextmanager
-def process_group(*, device: str = "auto", port: str = "36872", timeout_minutes: float = 60):
+def process_group(
+    *, device: str = "auto", port: str = "36872", timeouts: Timeouts | None = None, allow_shared_gpu: bool = False
+) -> Iterator[World]:
     """Join the other processes for the length of the block; yields this process's `World`.
+
+    An exception in the block ends every process, with the exit code of `utils.errors`, and is shown once, with rank
+    and host. This process then does not come back from the block.
 
     Args:
         device: "auto", "cpu" or "cuda".
         port: TCP port of the rendezvous on this machine when the launcher names none.
-        timeout_minutes: how long a collective waits for a missing peer.
+        timeouts: how long to wait for others.
+        allow_shared_gpu: let several processes compute on one GPU.
+
+    Raises:
+        UsageError: launchers contradict each other; nothing says where rank 0 is.
+        MissingDependencyError: rank 0 cannot be reached.
     """
-    launcher, rank, size, local_rank = discover()
-    world = World(rank, size, local_rank, pick_device(device, local_rank), launcher)
-    if size == 1:
-        yield world
+    launch, timeouts = discover(), timeouts or Timeouts()
+    if launch.size == 1:
+        yield World(0, 1, launch.local_rank, pick_device(device, max(launch.local_rank, 0)), launch.launcher)
         return
-    backend = "nccl" if world.device.type == "cuda" else "gloo"
-    _share_cores(size)
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{_master(port)}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(minutes=timeout_minutes),
-    )
+    _die_with_launcher(launch)
+    _share_cores(launch.local_size or launch.size)
+    connect, keeper = _meet_or_leave(launch, port, timeouts.rendezvous)
+    failures = Failures(launch, connect, socket.gethostname())
     try:
+        world = _join(launch, failures, device, timeouts, allow_shared_gpu=allow_shared_gpu)
         yield world
-    finally:
+    except (Exception, KeyboardInterrupt) as err:
+        failures.raised(err)
+    _part(failures, timeouts)
+    del keeper
+
+
+def _die_with_launcher(launch: Launch) -> None:
+    """Ask Linux to kill this process with torchrun, which starts its workers from the thread that it ends with."""
+    if launch.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _meet_or_leave(launch: Launch, port: str, seconds: float) -> tuple[Any, Any]:
+    """Processes of one machine that cannot reach rank 0 say so once."""
+    try:
+        return rendezvous.meet(launch, port, seconds)
+    except LocapError as err:
+        if says_it(describe(err)[0]):
+            raise
+        raise SystemExit(err.exit_code) from None
+
+
+def _join(launch: Launch, failures: Failures, device: str, timeouts: Timeouts, *, allow_shared_gpu: bool) -> World:
+    global _active
+    store = failures.connect()
+    world = _world(launch, device, allow_shared_gpu=allow_shared_gpu)
+    cards = rendezvous.register(launch, store, world.device, timeouts.rendezvous)
+    failures.mates = cards
+    rendezvous.check_devices(cards, allow_shared_gpu=allow_shared_gpu)
+    rendezvous.choose_interface(failures.connect.args[0])
+    on_gpu = world.device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=timedelta(seconds=max(timeouts.step, timeouts.first_step)),
+        device_id=world.device if on_gpu else None,
+    )
+    _active = failures
+    _first_collective(world, failures.connect(), timeouts.rendezvous)
+    if world.is_main:
+        _log.info("%d processes of %s:\n%s", world.size, world.launcher, rendezvous.table_of(cards))
+    return world
+
+
+def _world(launch: Launch, device: str, *, allow_shared_gpu: bool) -> World:
+    local = max(launch.local_rank, 0)
+    if allow_shared_gpu and torch.cuda.is_available():
+        local %= torch.cuda.device_count()
+    picked = pick_device(device, local)
+    size = launch.local_size or launch.size
+    return World(launch.rank, launch.size, launch.local_rank, picked, launch.launcher, socket.gethostname(), size)
+
+
+def _first_collective(world: World, store: Any, seconds: float) -> None:
+    """Sum a one on every rank, on the host and on the device.
+
+    Raises:
+        MissingDependencyError: it takes too long; names the ranks that are not through.
+    """
+    store.set(f"first/{world.rank}", "")
+    for device in {torch.device("cpu"), world.device}:
+        work = dist.all_reduce(torch.ones(1, device=device), async_op=True)
+        until = time.monotonic() + seconds
+        while not work.is_completed():
+            if time.monotonic() > until:
+                behind = [rank for rank in range(world.size) if not store.check([f"first/{rank}"])]
+                raise MissingDependencyError(
+                    f"The first exchange between the processes did not end within {seconds:g} s.",
+                    where=f"{device.type}; not begun by ranks: {', '.join(map(str, behind)) or 'none'}",
+                    fix="choose the interface that the machines share: GLOO_SOCKET_IFNAME=..., NCCL_SOCKET_IFNAME=...",
+                )
+            time.sleep(0.005)
+        work.wait()
+
+
+def _part(failures: Failures, timeouts: Timeouts) -> None:
+    global _active
+    _active = None
+    if dist.is_initialized():
         dist.destroy_process_group()
+    failures.close(timeouts.first_step)
 
 
 def _share_cores(size: int) -> None:
     """Leave each process its share of the cores, as torchrun does; processes that fight for them are far slower."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // size)))
+
+
+def shared_store() -> Any | None:
+    """Return a connection of its own to the store of all processes, for one thread; None for a single process."""
+    return None if _active is None else dist.PrefixStore("shared", _active.connect())
+
+
+def failures_of_group() -> Failures | None:
+    """Return what watches over this process group; None for a single process."""
+    return _active
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -131,14 +215,6 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def _master(port: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return host:port of the rendezvous; every job on a machine gets a port of its own."""
-    job = environ.get("PMIX_NAMESPACE") or environ.get("SLURM_JOB_ID")
-    if job:
-        port = str(20000 + zlib.crc32(job.encode()) % 20000)
-    return f"{environ.get('MASTER_ADDR', '127.0.0.1')}:{environ.get('MASTER_PORT', port)}"
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the element-wise sum over all ranks (the values themselves when there is one)."""
     if not dist.is_initialized():
@@ -146,6 +222,46 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+def sum_numbers(values: list[float]) -> list[float]:
+    """Return the sums over all ranks in float64, exchanged between hosts: no GPU is waited for."""
+    if not dist.is_initialized():
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def agree(texts: Mapping[str, str], what: str) -> None:
+    """Make sure that all ranks hold the same texts (A17), such as hashes of their configuration.
+
+    Args:
+        texts: key: value, equal on all ranks if all is well.
+        what: what they describe, for the message.
+
+    Raises:
+        UsageError: on every rank, naming the first differing key and each rank's value.
+    """
+    if not dist.is_initialized():
+        return
+    rows: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(rows, dict(texts))
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key, "(absent)") for row in rows]
+        if len(set(values)) > 1:
+            raise UsageError(
+                f"The processes disagree about {what}.",
+                where=f"first difference: {key}",
+                value="; ".join(f"rank {rank}: {_short(value)}" for rank, value in enumerate(values)),
+                allowed="the same on every rank",
+                fix="give every process the same files, overrides, code and data",
+            )
+
+
+def _short(text: str, length: int = 60) -> str:
+    """Return a text, or its beginning and a hash."""
+    return text if len(text) <= length else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def gather_texts(text: str) -> list[str] | None:

@@ -35,7 +35,7 @@ from .entries import eval_groups
 from .evaluate import evaluate_sets, precision, score_stored
 from .flops import device_peak
 from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
-from .loop import Hooks, StepReport, TrainingLoop
+from .loop import FIRST_STEP, STEP, WAITING, Hooks, StepReport, TrainingLoop
 from .optimizer import Layers, build_optimizer, build_schedule
 from .parallel import Replicas, compile_blocks
 from .progress import ProgressBar
@@ -140,7 +140,7 @@ class TrainingRun:
             self.lock,
             self.stop,
             contextlib.closing(self._trackers()) as self.trackers,
-            Watchdog(world, limits(cfg.TIMEOUTS), self.folder / "logs") as self.watchdog,
+            contextlib.closing(self._watchdog()) as self.watchdog,
         ):
             if cfg.EVAL_AT_START and not self.loop.state.step:
                 self.evaluate()
@@ -152,6 +152,13 @@ class TrainingRun:
             self._leave_if_asked(self._asked())
             self._export()
         return figures
+
+    def _watchdog(self) -> Watchdog:
+        seconds = self.cfg.TIMEOUTS
+        limits = dict.fromkeys((FIRST_STEP, WAITING, "evaluation", "checkpoint"), seconds.FIRST_STEP)
+        watchdog = Watchdog(self.world, {STEP: seconds.STEP, **limits}, self.folder)
+        watchdog.start()
+        return watchdog
 
     def _train(self) -> None:
         done = self.loop.state.step
@@ -254,7 +261,6 @@ class TrainingRun:
         A request to stop ends it early, without figures.
         """
         cfg, step = self.cfg, self.loop.state.step
-        self.watchdog.mark("evaluation", step)
         final = step >= self.max_steps
         sets = self.experiment.eval_sets
         if cfg.EVAL_MAX_IMAGES and not final:
@@ -269,6 +275,10 @@ class TrainingRun:
         if self.world.is_main and figures:
             self._tell(scored, figures, final)
         return figures
+
+    def _stops_evaluation(self) -> bool:
+        self.watchdog.mark("evaluation", self.loop.state.step)
+        return self.stop.requested()
 
     def _tell(self, scored: Mapping[str, Sequence[ProtocolResult]], figures: dict[str, float], final: bool) -> None:
         step = self.loop.state.step

@@ -25,6 +25,8 @@ from .meter import Meter
 from .optimizer import Schedule
 from .parallel import Replicas
 
+FIRST_STEP, STEP, WAITING = "first step", "step", "waiting for data"  # phases, for who watches over hangs
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -152,12 +154,14 @@ class TrainingLoop:
         stream, self.hooks = iter(batches), hooks
         self.meter = Meter(self.world.device, peak_tflops=self.peak_tflops)
         self._reported = time.monotonic()
+        phase = FIRST_STEP
         while self.state.step < max_steps and not self.stopping:
-            hooks.mark("waiting for data", self.state.step)
+            hooks.mark(WAITING, self.state.step)
             window = list(self._take(stream))
             if not window:
                 raise RuntimeError("the loader ended before the last step")
-            hooks.mark("step", self.state.step)
+            hooks.mark(phase, self.state.step)
+            phase = STEP
             terms, norm, lrs = self._first_step(window) if self._counts_flops() else self.step(window)
             self._count_position(len(window), steps_per_epoch)
             if hooks.should_report(self.state.step):
