@@ -159,11 +159,13 @@ def read_config(arguments: argparse.Namespace) -> Any:
 def run_train(arguments: argparse.Namespace) -> None:
     """Train, or show what training would do."""
     cfg = read_config(arguments)
-    from locap.trainer.dry_run import dry_run
-    from locap.trainer.experiment import train
+    if arguments.dry_run:
+        from locap.trainer.dry_run import dry_run as run
+    else:
+        from locap.trainer.experiment import train as run
 
     with processes(cfg) as world:
-        (dry_run if arguments.dry_run else train)(cfg, world)
+        run(cfg, world)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

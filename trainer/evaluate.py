@@ -22,8 +22,11 @@ from ..utils.fault_points import reach
 from .data import EvalSet, eval_loader, open_eval_sets
 from .distributed import World, gather_texts
 from .entries import eval_groups, name_of
+from .pictures import draw_predictions
 from .progress import ProgressBar
 from .scoring import score
+
+PICTURES = "pictures"
 
 
 def predict_all(
@@ -76,10 +79,10 @@ def evaluate_sets(
     cfg: Any,
     world: World,
     folder: Path,
-    stop: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> dict[str, list[ProtocolResult]]:
     """Predict and score data sets one after the other, see `evaluate_model`; returns name -> results."""
-    return {s.name: evaluate_model(model, s, tokenizer, cfg, world, folder / s.folder, stop) for s in eval_sets}
+    return {s.name: evaluate_model(model, s, tokenizer, cfg, world, folder / s.folder, **options) for s in eval_sets}
 
 
 def evaluate_model(
@@ -89,12 +92,20 @@ def evaluate_model(
     cfg: Any,
     world: World,
     folder: Path,
+    *,
     stop: Callable[[], bool] = lambda: False,
+    pictures: int = 0,
 ) -> list[ProtocolResult]:
     """Predict and score a data set.
 
     The predictions are written before anything is scored: ``predictions.json``, then ``results.json`` and a CSV with a
     row per region, in ``folder``.
+
+    Args:
+        model, eval_set, tokenizer, cfg, world: what is evaluated.
+        folder: of the files.
+        stop: see `predict_all`.
+        pictures: images that are drawn, in ``pictures/``.
 
     Returns:
         On rank 0 one result per protocol, none if a rank was told to ``stop``; elsewhere nothing.
@@ -106,6 +117,7 @@ def evaluate_model(
         return []
     meta = {"data": eval_set.name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
     path = write_records(folder / "predictions.json", predictions, eval_set.reader.categories, meta)
+    draw_predictions(predictions, eval_set.reader, folder / PICTURES, pictures, task=eval_set.task)
     truth = _records(eval_set.reader)
     results = score(truth, predictions, eval_set, cfg)
     report = EvaluationReport(

@@ -25,14 +25,14 @@ from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import build_trained, configured_weights, find_system
 from ..utils.config import save_config
 from ..utils.errors import Stopped, UsageError
-from ..utils.files import append_line, write_tensors
+from ..utils.files import write_tensors
 from . import sharded
 from .checkpoint import model_tensors
 from .data import EvalSet, First, open_eval_sets, open_training, train_loader
 from .distributed import World, agree, gather_texts, on_main, sum_numbers
 from .ema import MovingAverage
 from .entries import eval_groups
-from .evaluate import evaluate_sets, precision, score_stored
+from .evaluate import PICTURES, evaluate_sets, precision, score_stored
 from .flops import device_peak
 from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
 from .loop import FIRST_STEP, STEP, WAITING, Hooks, StepReport, TrainingLoop
@@ -96,10 +96,12 @@ class TrainingRun:
         self.max_steps = max_steps(cfg, self.loader)
         self.loop = build_loop(self.model, cfg, world, self.max_steps, on_skip=self._keep_skipped)
         self.folder = make_run_folder(cfg)
-        self.lock = lock_run(self.folder, world)
-        self.saver = Saver(self.folder, self.model, self.loop, cfg, world)
-        if cfg.RESUME:
-            self.saver.resume()
+        with contextlib.ExitStack() as if_it_fails:
+            self.lock = if_it_fails.enter_context(lock_run(self.folder, world))
+            self.saver = Saver(self.folder, self.model, self.loop, cfg, world)
+            if cfg.RESUME:
+                self.saver.resume()
+            if_it_fails.pop_all()
         self.bad_samples = self._bad_sample_log()
         self.stop = StopRequests(self.folder if world.is_main else None, cfg.MAX_HOURS)
         self.spikes, self.results = SpikeWatch(), []
@@ -231,7 +233,8 @@ class TrainingRun:
     def _keep_skipped(self, step: int, norm: float, ranks: list[dict[str, Any]]) -> None:
         """Write down a step that was left out (rank 0)."""
         line = {"step": step, "grad_norm": repr(norm), "ranks": ranks}
-        append_line(self.folder / "not_finite.jsonl", json.dumps(line, ensure_ascii=False))
+        with (self.folder / "not_finite.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
         _log.warning("step %d was left out: its gradient is not finite (%s)", step, self.folder / "not_finite.jsonl")
 
     def _keep_bad(self, samples: list[bad_samples.BadSample]) -> None:
@@ -268,12 +271,21 @@ class TrainingRun:
         folder = self.folder / "evaluations" / f"step_{step:08d}"
         with self._averaged(), self.loop.replicas.gathered():
             scored = evaluate_sets(
-                self.model, sets, self.experiment.tokenizer, cfg, self.world, folder, stop=self.stop.requested
+                self.model,
+                sets,
+                self.experiment.tokenizer,
+                cfg,
+                self.world,
+                folder,
+                stop=self._stops_evaluation,
+                pictures=cfg.EVAL_PICTURES,
             )
         self.results = [result for results in scored.values() for result in results]
         figures = headline(scored)
         if self.world.is_main and figures:
             self._tell(scored, figures, final)
+            sheets = {each.name: folder / each.folder / PICTURES / "all.png" for each in sets}
+            self.trackers.pictures("evaluate", step, {name: path for name, path in sheets.items() if path.exists()})
         return figures
 
     def _stops_evaluation(self) -> bool:

@@ -93,7 +93,7 @@ class TrainingLoop:
 
     Args:
         model: a system: ``model(batch, step_seed)`` gives `LossTerm`s and ``model.counts(batch)`` what they count.
-        optimizer, schedule: see ``trainer/optimizer.py``.
+        optimizer, schedule: see ``trainer/optimizer.py``; a fused optimiser, which can leave a step out by itself.
         world: this process among its peers.
         replicas: how the model is shared with them; None: every rank holds it.
         seed: dropout and the class sentences are functions of it and of the step.

@@ -78,7 +78,7 @@ def restore(
     optimizer: torch.optim.Optimizer | None = None,
     average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fill a model, its average and an optimiser, sharded or not, from shards of any number of ranks or from whole tensors.
+    """Fill a model, its average and an optimiser, sharded or not, from shards of any number of ranks, or whole tensors.
 
     Every rank reads only what it needs. No communication.
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from . import toy
 
 from locap.trainer.checkpoint import verify
 from locap.utils import fault_points
+
+from . import toy
 
 SYNC_ASYNC = pytest.mark.parametrize("write_ahead", [False, True], ids=["sync", "async"])
 
