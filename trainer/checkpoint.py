@@ -245,7 +245,10 @@ class CheckpointFolder:
             self._figures.forget_after(step)
 
     def note_figure(self, step: int, value: float, higher_is_better: bool = True) -> None:
-        """Remember a step's figure in ``checkpoints/best.json``; the ``keep_best`` best checkpoints are not deleted."""
+        """Remember a step's figure in ``checkpoints/best.json``; the ``keep_best`` best checkpoints are not deleted.
+
+        On rank 0 alone.
+        """
         self._figures.note(step, value, higher_is_better)
 
     def best(self) -> Path | None:
