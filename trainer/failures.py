@@ -76,7 +76,6 @@ class Failures:
         text, code = describe(error)
         if _PEER_ERRORS.search(str(error)):  # perhaps the echo of another's end: let that one speak first
             self._await_cause()
-            self._blame_who_left()
         self.end(self.launch.rank, text, code)
 
     def end(self, rank: int, text: str, code: int = EXIT_INTERNAL, *, whose: str = "", hangs: bool = False) -> None:
@@ -107,15 +106,15 @@ class Failures:
         self._ended.set()
 
     def _await_cause(self) -> None:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            time.sleep(0.1)  # the thread looks, and ends this process when it finds a cause
+        time.sleep(4 * POLL)  # the thread looks, and ends this process when it finds a cause
+        self._blame_who_left()
 
     def _blame_who_left(self) -> None:
         left = _within(2, lambda: [r for r in range(self.launch.size) if self.connect().check([f"left/{r}"])])
         for rank in left or ():
+            host = self.mates[rank]["host"]
             text = (
-                f"error: Rank {rank} on {self.mates[rank]['host']} left, with exit code 0, while others still needed it."
+                f"error: Rank {rank} on {host} left, with exit code 0, while others still needed it."
                 "\n  where:   ranks must make the same number of steps; this one ran out of data or returned early"
             )
             self.end(rank, text, whose=f"told by rank {self.launch.rank} on {self.host}")
@@ -161,18 +160,20 @@ class Failures:
                 )
                 self._leave(EXIT_INTERNAL, wait=0)
             silence = time.monotonic() - self._answered
-            frozen = self._keeper_state()
-            if silence > _STORE_SILENCE + POLL and frozen == "gone":
+            if silence > _STORE_SILENCE and self._is_elsewhere(0):
                 text = "error: Rank 0, which keeps the list of who is there, cannot be reached: its machine is lost."
                 self.end(0, text, whose=f"told by rank {self.launch.rank} on {self.host}")
 
-    def _keeper_state(self) -> str:
-        """Return whether the process that keeps the store exists as far as can be seen."""
-        if not self.mates or self.mates[0]["machine"] != self.mates[self.launch.rank]["machine"]:
-            return "gone"
-        return process_state(self.mates[0]["pid"], self.mates[0]["started"])
+    def _is_elsewhere(self, rank: int) -> bool:
+        return bool(self.mates) and self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]
 
-    def _leave(self, code: int, wait: float = 3.0, *, hangs: bool = False) -> None:
+    def state_of(self, rank: int) -> str:
+        """Return "gone" or "stopped" of a rank of this machine, else "alive"."""
+        if not self.mates or self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]:
+            return "alive"
+        return process_state(self.mates[rank]["pid"], self.mates[rank]["started"])
+
+    def _leave(self, code: int, wait: float = 2.0, *, hangs: bool = False) -> None:
         """Leave now; rank 0 stays until the others have seen why."""
         for function in self.on_hang if hangs else ():
             function()
@@ -185,8 +186,8 @@ class Failures:
         store = self.connect()
         store.set(f"left/{self.launch.rank}", "")
         while self.launch.rank == 0:
-            gone = [rank for rank in range(self.launch.size) if not store.check([f"left/{rank}"])]
-            if not gone:
+            there = [rank for rank in range(self.launch.size) if not store.check([f"left/{rank}"])]
+            if all(self.state_of(rank) != "alive" for rank in there):
                 return
             time.sleep(0.05)
 
