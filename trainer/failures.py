@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -68,6 +69,8 @@ class Failures:
         self._store, self._ended = connect(), threading.Event()
         self._answered, self._ending = time.monotonic(), threading.Lock()
         self._parent = os.getppid()
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._look, name="locap failures", daemon=True).start()
         threading.Thread(target=self._guard, name="locap guard", daemon=True).start()
 
@@ -104,6 +107,16 @@ class Failures:
         while self.launch.rank == 0 and time.monotonic() < until and not store.check(keys):
             time.sleep(0.05)
         self._ended.set()
+
+    def _terminated(self, number: int, frame: Any) -> None:
+        """A launcher asks the rest to end as soon as one has died: leave the time to say which."""
+
+        def leave() -> None:
+            time.sleep(4 * POLL)
+            flush()
+            os._exit(128 + number)
+
+        threading.Thread(target=leave, daemon=True).start()
 
     def _await_cause(self) -> None:
         time.sleep(4 * POLL)  # the thread looks, and ends this process when it finds a cause
