@@ -88,7 +88,9 @@ class Failures:
         mine = json.dumps(
             {"rank": rank, "by": self.launch.rank, "text": text, "code": code, "where": where, "hangs": hangs}
         )
-        told = _within(3.0, lambda: self.connect().compare_set("failed", "", mine).decode())
+        told = None
+        if not self._store_lost():
+            told = _within(3.0, lambda: self.connect().compare_set("failed", "", mine).decode())
         if told is None and not Notes().write("store-lost", where):
             told = json.dumps({"code": code, "hangs": hangs})  # another process of this machine tells it
         if told in (None, mine):
@@ -112,6 +114,7 @@ class Failures:
         """A launcher asks the rest to end as soon as one has died: leave the time to say which."""
 
         def leave() -> None:
+            self._look_at_mates()
             time.sleep(4 * POLL)
             flush()
             os._exit(128 + number)
@@ -150,6 +153,7 @@ class Failures:
         self._leave(told["code"], hangs=told["hangs"])
 
     def _look_at_mates(self, *, store_lost: bool = False) -> None:
+        store_lost = store_lost or self._store_lost()
         for rank, mate in enumerate(self.mates):
             if rank == self.launch.rank or mate["machine"] != self.mates[self.launch.rank]["machine"]:
                 continue
@@ -177,6 +181,10 @@ class Failures:
                 text = "error: Rank 0, which keeps the list of who is there, cannot be reached: its machine is lost."
                 self.end(0, text, whose=f"told by rank {self.launch.rank} on {self.host}")
 
+    def _store_lost(self) -> bool:
+        """Whether rank 0 kept the store and is seen to be dead."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self.state_of(0) == "gone"
+
     def _is_elsewhere(self, rank: int) -> bool:
         return bool(self.mates) and self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]
 
@@ -190,7 +198,7 @@ class Failures:
         """Leave now; rank 0 stays until the others have seen why."""
         for function in self.on_hang if hangs else ():
             function()
-        if wait:
+        if wait and not self._store_lost():
             _within(wait, self._take_leave)
         flush()
         os._exit(code)
