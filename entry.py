@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = make_parser().parse_args(argv)
     set_up_logging()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection prints the stack of torch's C++
     try:
         return arguments.command(arguments) or 0
     except (Exception, KeyboardInterrupt) as err:

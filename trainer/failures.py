@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -68,6 +69,8 @@ class Failures:
         self._store, self._ended = connect(), threading.Event()
         self._answered, self._ending = time.monotonic(), threading.Lock()
         self._parent = os.getppid()
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._look, name="locap failures", daemon=True).start()
         threading.Thread(target=self._guard, name="locap guard", daemon=True).start()
 
@@ -76,7 +79,6 @@ class Failures:
         text, code = describe(error)
         if _PEER_ERRORS.search(str(error)):  # perhaps the echo of another's end: let that one speak first
             self._await_cause()
-            self._blame_who_left()
         self.end(self.launch.rank, text, code)
 
     def end(self, rank: int, text: str, code: int = EXIT_INTERNAL, *, whose: str = "", hangs: bool = False) -> None:
@@ -86,7 +88,9 @@ class Failures:
         mine = json.dumps(
             {"rank": rank, "by": self.launch.rank, "text": text, "code": code, "where": where, "hangs": hangs}
         )
-        told = _within(3.0, lambda: self.connect().compare_set("failed", "", mine).decode())
+        told = None
+        if not self._store_lost():
+            told = _within(3.0, lambda: self.connect().compare_set("failed", "", mine).decode())
         if told is None and not Notes().write("store-lost", where):
             told = json.dumps({"code": code, "hangs": hangs})  # another process of this machine tells it
         if told in (None, mine):
@@ -106,16 +110,27 @@ class Failures:
             time.sleep(0.05)
         self._ended.set()
 
+    def _terminated(self, number: int, frame: Any) -> None:
+        """A launcher asks the rest to end as soon as one has died: leave the time to say which."""
+
+        def leave() -> None:
+            self._look_at_mates()
+            time.sleep(4 * POLL)
+            flush()
+            os._exit(128 + number)
+
+        threading.Thread(target=leave, daemon=True).start()
+
     def _await_cause(self) -> None:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            time.sleep(0.1)  # the thread looks, and ends this process when it finds a cause
+        time.sleep(4 * POLL)  # the thread looks, and ends this process when it finds a cause
+        self._blame_who_left()
 
     def _blame_who_left(self) -> None:
         left = _within(2, lambda: [r for r in range(self.launch.size) if self.connect().check([f"left/{r}"])])
         for rank in left or ():
+            host = self.mates[rank]["host"]
             text = (
-                f"error: Rank {rank} on {self.mates[rank]['host']} left, with exit code 0, while others still needed it."
+                f"error: Rank {rank} on {host} left, with exit code 0, while others still needed it."
                 "\n  where:   ranks must make the same number of steps; this one ran out of data or returned early"
             )
             self.end(rank, text, whose=f"told by rank {self.launch.rank} on {self.host}")
@@ -138,6 +153,7 @@ class Failures:
         self._leave(told["code"], hangs=told["hangs"])
 
     def _look_at_mates(self, *, store_lost: bool = False) -> None:
+        store_lost = store_lost or self._store_lost()
         for rank, mate in enumerate(self.mates):
             if rank == self.launch.rank or mate["machine"] != self.mates[self.launch.rank]["machine"]:
                 continue
@@ -161,22 +177,28 @@ class Failures:
                 )
                 self._leave(EXIT_INTERNAL, wait=0)
             silence = time.monotonic() - self._answered
-            frozen = self._keeper_state()
-            if silence > _STORE_SILENCE + POLL and frozen == "gone":
+            if silence > _STORE_SILENCE and self._is_elsewhere(0):
                 text = "error: Rank 0, which keeps the list of who is there, cannot be reached: its machine is lost."
                 self.end(0, text, whose=f"told by rank {self.launch.rank} on {self.host}")
 
-    def _keeper_state(self) -> str:
-        """Return whether the process that keeps the store exists as far as can be seen."""
-        if not self.mates or self.mates[0]["machine"] != self.mates[self.launch.rank]["machine"]:
-            return "gone"
-        return process_state(self.mates[0]["pid"], self.mates[0]["started"])
+    def _store_lost(self) -> bool:
+        """Whether rank 0 kept the store and is seen to be dead."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self.state_of(0) == "gone"
 
-    def _leave(self, code: int, wait: float = 3.0, *, hangs: bool = False) -> None:
+    def _is_elsewhere(self, rank: int) -> bool:
+        return bool(self.mates) and self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]
+
+    def state_of(self, rank: int) -> str:
+        """Return "gone" or "stopped" of a rank of this machine, else "alive"."""
+        if not self.mates or self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]:
+            return "alive"
+        return process_state(self.mates[rank]["pid"], self.mates[rank]["started"])
+
+    def _leave(self, code: int, wait: float = 2.0, *, hangs: bool = False) -> None:
         """Leave now; rank 0 stays until the others have seen why."""
         for function in self.on_hang if hangs else ():
             function()
-        if wait:
+        if wait and not self._store_lost():
             _within(wait, self._take_leave)
         flush()
         os._exit(code)
@@ -185,8 +207,8 @@ class Failures:
         store = self.connect()
         store.set(f"left/{self.launch.rank}", "")
         while self.launch.rank == 0:
-            gone = [rank for rank in range(self.launch.size) if not store.check([f"left/{rank}"])]
-            if not gone:
+            there = [rank for rank in range(self.launch.size) if not store.check([f"left/{rank}"])]
+            if all(self.state_of(rank) != "alive" for rank in there):
                 return
             time.sleep(0.05)
 

@@ -118,7 +118,7 @@ def _unreachable(address: Address, port: int, seconds: float) -> MissingDependen
         where=f"from {socket.gethostname()} ({own_address()}), interface {interface_to(address.host) or 'unknown'}",
         value=f"{address.host}:{port}",
         allowed="an address and port of rank 0's machine that this one reaches",
-        fix=f"{_HINT}; TIMEOUTS.RENDEZVOUS waits longer; NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the interface",
+        fix=f"{_HINT}; or wait longer with TIMEOUTS.RENDEZVOUS; NCCL_SOCKET_IFNAME chooses the interface",
     )
 
 
@@ -134,7 +134,7 @@ def _ask_mpi(launch: Launch) -> Address:
             f"The processes are on several machines and none knows where rank 0 is ({err}).",
             where=f"launcher: {launch.launcher}",
             allowed="MASTER_ADDR, or an mpi4py built for this MPI",
-            fix=f"add -x MASTER_ADDR={own_address()} -x MASTER_PORT=29500 to mpirun, with the address of rank 0's machine",
+            fix=f"mpirun -x MASTER_ADDR={own_address()} -x MASTER_PORT=29500 ..., with the address of rank 0's machine",
         ) from None
     MPI.Init()
     mine = None
@@ -167,11 +167,15 @@ def _missing(store: Any, keys: list[str], seconds: float) -> MissingDependencyEr
     missing = [rank for rank in range(len(keys)) if rank not in here]
     hosts = sorted({json.loads(store.get(keys[rank]))["host"] for rank in here})
     return MissingDependencyError(
-        f"Rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {len(keys)} did not come within {seconds:g} s.",
-        where=f"rank{'s' * (len(here) > 1)} {', '.join(map(str, here))} came, on {', '.join(hosts)}",
+        f"{_ranks(missing)} of {len(keys)} did not come within {seconds:g} s.",
+        where=f"{_ranks(here)} came, on {', '.join(hosts)}",
         allowed="all processes, started within TIMEOUTS.RENDEZVOUS seconds",
         fix=f"see the launcher's output of the missing ones; if they wait for another address: {_HINT}",
     )
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"Rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def _card(launch: Launch, device: torch.device) -> dict:

@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from ..utils.errors import EXIT_INTERNAL
 from .distributed import World, failures_of_group
-from .failures import POLL, flush, process_state
+from .failures import POLL, flush
 
 _SILENCE = 4.0  # seconds without news after which a process counts as stopped
+_UNHEARD = {"phase": "start", "step": 0, "marks": 0, "calls": 0, "beats": 0, "place": "an unknown place"}
 
 
 class Watchdog:
@@ -97,6 +98,8 @@ class Watchdog:
             now, states = time.monotonic(), dict(self._latest)
             if self._failures is None or self.world.rank not in states:
                 states[self.world.rank] = self._state()
+            for rank in range(self.world.size):  # one that stopped before it told anything is there too
+                states.setdefault(rank, _UNHEARD)
             late = None
             for rank, state in states.items():
                 marks, since, beats, heard = self._seen.get(rank, (-1, now, -1, now))
@@ -130,7 +133,7 @@ class Watchdog:
             self._dump()
             flush()
             os._exit(EXIT_INTERNAL)
-        threading.Thread(target=self._kill_mates, args=(behind,), daemon=True).start()
+        self._failures.on_hang.append(lambda: self._kill_mates(behind))
         whose = f"told by rank {self.world.rank} on {self.world.host}"
         self._failures.end(behind[0] if behind else self.world.rank, text, whose=whose, hangs=True)
 
@@ -150,19 +153,15 @@ class Watchdog:
         return [rank for rank in far if far[rank] == min(far.values()) < max(far.values())]
 
     def _mate_state(self, rank: int) -> str:
-        mates = self._failures.mates if self._failures is not None else []
-        if not mates or rank == self.world.rank or mates[rank]["machine"] != mates[self.world.rank]["machine"]:
-            return "alive"
-        return process_state(mates[rank]["pid"], mates[rank]["started"])
+        return "alive" if self._failures is None else self._failures.state_of(rank)
 
     def _host(self, rank: int) -> str:
         return self._failures.mates[rank]["host"] if self._failures is not None else self.world.host or "this machine"
 
     def _kill_mates(self, behind: list[int]) -> None:
-        """A stopped process cannot leave by itself, and a launcher may wait long for it."""
-        time.sleep(1.0)
+        """A stopped process cannot leave by itself, and torchrun waits half a minute for it."""
         for rank in behind:
-            if self._mate_state(rank) == "stopped":
+            if self.world.launcher == "torchrun" and self._mate_state(rank) == "stopped":
                 os.kill(self._failures.mates[rank]["pid"], signal.SIGKILL)
 
     def _dump(self) -> None:

@@ -1,73 +1,33 @@
-"""Who started this process, and which of how many it is."""
+"""What processes tell each other, and how they end together."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from locap.trainer import distributed
-from locap.trainer.distributed import World, discover, gather_texts, on_main, pick_device, process_group
+from locap.trainer.distributed import (
+    Timeouts,
+    World,
+    agree,
+    gather_texts,
+    on_main,
+    pick_device,
+    process_group,
+    shared_store,
+    sum_numbers,
+)
+from locap.trainer.rendezvous import check_devices
 from locap.utils.errors import CheckpointError, MissingDependencyError, UsageError
 
 
-def torchrun(rank: int, size: int, local: int = 0) -> dict[str, str]:
-    return {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
-
-
-def ompi(rank: int, size: int, local: int = 0) -> dict[str, str]:
-    names = ("RANK", "SIZE", "LOCAL_RANK")
-    return {f"OMPI_COMM_WORLD_{n}": str(v) for n, v in zip(names, (rank, size, local), strict=True)}
-
-
-def pmi(rank: int, size: int, local: int = 0) -> dict[str, str]:
-    return {"PMI_RANK": str(rank), "PMI_SIZE": str(size), "MPI_LOCALRANKID": str(local)}
-
-
-def slurm(rank: int, size: int, local: int = 0, **more: str) -> dict[str, str]:
-    return {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(size), "SLURM_LOCALID": str(local), **more}
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, ("none", 0, 1, 0)),
-        (torchrun(5, 8, 1), ("torchrun", 5, 8, 1)),
-        (ompi(5, 8, 1), ("Open MPI", 5, 8, 1)),
-        (pmi(5, 8, 1), ("MPICH or Intel MPI", 5, 8, 1)),
-        (slurm(5, 8, 1, SLURM_STEP_ID="0"), ("SLURM", 5, 8, 1)),
-        ({"RANK": "3"}, ("none", 0, 1, 0)),  # somebody else's variable
-        (slurm(0, 8), ("none", 0, 1, 0)),  # a batch script, outside srun
-        (slurm(0, 8, SLURM_STEP_ID="0", SLURM_JOB_NAME="bash"), ("none", 0, 1, 0)),  # an interactive shell
-        (slurm(5, 8, 1, SLURM_STEP_ID="0") | pmi(5, 8, 1), ("MPICH or Intel MPI", 5, 8, 1)),  # srun --mpi=pmi2
-        (slurm(1, 2, SLURM_STEP_ID="0") | ompi(5, 8, 1), ("Open MPI", 5, 8, 1)),  # mpirun's daemons under SLURM
-        (ompi(1, 2) | torchrun(5, 8, 1), ("torchrun", 5, 8, 1)),  # one torchrun per node
-        (torchrun(0, 1) | ompi(1, 2, 1), ("Open MPI", 1, 2, 1)),  # left over in the shell
-    ],
-)
-def test_rank_discovery(environ, expected):
-    assert discover(environ) == expected
-
-
-def test_launchers_that_contradict_each_other_are_an_error():
-    with pytest.raises(UsageError, match="Two launchers disagree about this process") as caught:
-        discover(ompi(0, 2) | pmi(1, 4))
-    assert "'Open MPI': (0, 2)" in str(caught.value)
-    assert "unset PMI_RANK PMI_SIZE" in str(caught.value)
-
-
-def test_jobs_on_one_machine_meet_at_different_ports():
-    first = distributed._master("36872", {"PMIX_NAMESPACE": "prterun-host-1@1"})
-    second = distributed._master("36872", {"PMIX_NAMESPACE": "prterun-host-2@1"})
-    assert first != second
-    assert distributed._master("36872", {}) == "127.0.0.1:36872"
-    assert distributed._master("36872", {"MASTER_ADDR": "node7", "MASTER_PORT": "1234"}) == "node7:1234"
-
-
+@pytest.mark.fault("C4")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_asking_for_a_missing_gpu_names_the_way_out():
     assert pick_device("auto") == torch.device("cpu")
@@ -76,7 +36,7 @@ def test_asking_for_a_missing_gpu_names_the_way_out():
 
 
 def test_one_process_needs_no_group(monkeypatch):
-    for name in (*torchrun(0, 1), *ompi(0, 1), *pmi(0, 1), *slurm(0, 1)):
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
     with process_group(device="cpu") as world:
         assert world == World()
@@ -101,28 +61,93 @@ def _refuse() -> str:
     raise CheckpointError("No.", where="here")
 
 
-def _member(rank: int, port: int, results) -> None:
-    os.environ |= torchrun(rank, 2, rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with process_group(device="cpu") as world:
-        text = on_main(lambda: f"from {world.rank}")
-        try:
-            on_main(_refuse)
-        except CheckpointError as err:
-            results.put((world.rank, text, str(err), gather_texts(f"of {rank}")))
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_two(body, *, size: int = 2, started: int = 2, seconds: float = 5) -> tuple[list[int], list]:
+    """Call ``body(world)`` in forked processes; their exit codes and what they returned, in rank order."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    results = context.SimpleQueue()
+
+    def member(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with process_group(device="cpu", timeouts=Timeouts(seconds, 30, 30)) as world:
+            results.put((rank, body(world)))
+
+    members = [context.Process(target=member, args=(rank,), daemon=True) for rank in range(started)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(40)
+    found = []
+    while not results.empty():
+        found.append(results.get())
+    return [process.exitcode for process in members], [value for _, value in sorted(found, key=lambda pair: pair[0])]
+
+
+def _exchange(world: World) -> tuple:
+    text = on_main(lambda: f"from {world.rank}")
+    store = shared_store()
+    store.set(f"note {world.rank}", text)
+    store.wait(["note 0", "note 1"])
+    try:
+        on_main(_refuse)
+    except CheckpointError as err:
+        return text, str(err), gather_texts(f"of {world.rank}"), sum_numbers([0.1, 2.0**60, world.rank]), world.host
+    raise AssertionError
 
 
 def test_an_error_of_rank_0_reaches_every_rank():
     """A rank that waits for a message of a rank that has left would wait for ten minutes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    members = [context.Process(target=_member, args=(rank, port, results), daemon=True) for rank in range(2)]
-    for member in members:
-        member.start()
-    found = sorted(results.get(timeout=60) for _ in members)
-    for member in members:
-        member.join(10)
-    message = "No.\n  where:   here"
-    assert found == [(0, "from 0", message, ["of 0", "of 1"]), (1, "from 0", message, None)]
+    codes, found = run_two(_exchange)
+    message, host = "No.\n  where:   here", socket.gethostname()
+    sums = [0.2, 2.0**61, 1.0]
+    assert found == [("from 0", message, ["of 0", "of 1"], sums, host), ("from 0", message, None, sums, host)]
+    assert codes == [0, 0]
+
+
+@pytest.mark.fault("A17")
+def test_ranks_that_disagree_are_told_the_first_difference_once(capfd):
+    codes, found = run_two(lambda world: agree({"seed": "0", "data size": str(7 + world.rank)}, "the data"))
+    err = capfd.readouterr().err
+    assert codes == [2, 2]
+    assert found == []
+    assert err.count("error:") == 1
+    for part in ("disagree about the data", "first difference: data size", "rank 0: 7; rank 1: 8"):
+        assert part in err
+    assert "Traceback" not in err
+
+
+def test_ranks_that_agree_go_on():
+    assert run_two(lambda world: agree({"seed": "0"}, "the data"))[0] == [0, 0]
+
+
+@pytest.mark.fault("C2")
+def test_a_rank_that_does_not_come_is_named(capfd):
+    codes, _ = run_two(lambda world: None, started=1, seconds=1)
+    err = capfd.readouterr().err
+    assert codes == [5]
+    assert "Rank 1 of 2 did not come within 1 s" in err
+    assert f"Rank 0 came, on {socket.gethostname()}" in err
+    assert "-x MASTER_ADDR" in err
+
+
+def test_processes_that_part_do_not_wait_for_one_another():
+    """Rank 0 may write a report when the others have left."""
+    codes, found = run_two(lambda world: time.sleep(2.0 * (world.rank == 0)))
+    assert codes == [0, 0]
+    assert found == [None, None]
+
+
+@pytest.mark.fault("C3")
+def test_two_processes_on_one_gpu_are_an_error():
+    cards = [{"host": "a", "device": "cuda:0", "uuid": "GPU-1"}, {"host": "a", "device": "cuda:0", "uuid": "GPU-1"}]
+    with pytest.raises(UsageError, match=r"Ranks 0 and 1 compute on one GPU") as caught:
+        check_devices(cards, allow_shared_gpu=False)
+    assert "rank 1: a cuda:0 GPU-1" in str(caught.value)
+    check_devices(cards, allow_shared_gpu=True)
+    check_devices([card | {"uuid": ""} for card in cards], allow_shared_gpu=False)
