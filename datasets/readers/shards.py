@@ -139,6 +139,9 @@ def find_shards(name: str | Path, root: str | Path | None = None) -> ShardSet:
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
         raise _missing(path, files, missing)
+    if other := [file for file in files if file.suffix != ".tar"]:
+        allowed = "files named .tar, not compressed"
+        raise DataError("This is no shard.", where=shown(other[0].absolute()), allowed=allowed)
     index = files[0].parent / INDEX
     if not index.is_file():
         return ShardSet(name, tuple(files))

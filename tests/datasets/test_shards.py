@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import pickle
 import shutil
 import tarfile
@@ -180,10 +179,9 @@ def test_batches_are_the_same_in_any_process_and_after_resuming(written, workers
         assert all((a == b).all() for a, b in zip(one.images, other.images, strict=True))
 
 
-def test_a_reader_goes_to_a_spawned_process(written):
+def test_a_reader_and_its_records_go_to_other_processes(written):
     reader = open_dataset(str(written))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(reader.__getitem__, (5,)).image == reader[5].image
+    assert_same(reader[5], pickle.loads(pickle.dumps(reader))[5])
     assert pickle.loads(pickle.dumps(reader[5])).read_image().shape == (32, 32, 3)
 
 
@@ -205,6 +203,8 @@ def test_missing_shards_are_named(copied):
         open_dataset(f"{copied}/x-*.tar")
     with pytest.raises(DataError, match="has no index"):
         open_dataset(str(copied.parent))
+    with pytest.raises(DataError, match="This is no shard"):
+        open_dataset(f"{copied}/shards.json")
     with pytest.raises(UsageError, match="not balanced"):
         open_dataset(f"{copied}/x-{{0..9.tar")
     with pytest.raises(UsageError, match="too many"):

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from locap.datasets import samplers
+from locap.datasets.prepare.shards import write_shards
+from locap.datasets.shapes import Shapes
 from locap.trainer.distributed import World
 from locap.trainer.experiment import TrainingRun
 from locap.utils.errors import CheckpointError, UsageError
@@ -208,3 +211,34 @@ def test_frozen_parameters_stay(tiny_config, tmp_path):
     in_optimizer = load_file(run.folder / "checkpoints" / "step_00000002" / "optimizer.safetensors")
     assert {name.split("/", 1)[1] for name in in_optimizer} >= changed
     assert not any("backbone" in name for name in in_optimizer)
+
+
+@pytest.fixture
+def scenes(tiny_config, tmp_path) -> Path:
+    """The nine scenes of `SIX_STEPS` as shards of two."""
+    cfg = tiny_config(*SIX_STEPS).SHAPES
+    reader = Shapes(9, seed=cfg.SEED, split="train", image_size=cfg.IMAGE_SIZE)
+    return write_shards(reader, tmp_path / "scenes", samples_per_shard=2)
+
+
+def test_a_killed_run_on_shards_goes_on_exactly(scenes, tiny_config, tmp_path):
+    options = (*SIX_STEPS, *RANDOM, "DATASETS.TRAIN", f"['{scenes}']", "COCO.DATALOADER.NUM_WORKERS", "1")
+    settings = {"CHECKPOINT_EVERY_STEPS": 3, "KEEP_CHECKPOINTS": 1}
+    whole = train(tiny_config(*options, SAVE_DIR=tmp_path / "whole", **settings)).folder
+    part = train(tiny_config(*options, SAVE_DIR=tmp_path / "part", **settings), kill_after=4).folder
+    train(tiny_config(*options, SAVE_DIR=tmp_path, RESUME=True, RESUME_FROM=part, **settings))
+    assert_same_state(whole, part)
+    assert losses(part) == losses(whole)
+
+
+def test_training_on_shards_is_training_on_their_records(scenes, tiny_config, tmp_path, monkeypatch):
+    """In the order of records that lie apart."""
+    options = (*SIX_STEPS, *RANDOM, "SOLVER.MAX_STEPS", "3")
+    apart = train(tiny_config(*options, SAVE_DIR=tmp_path / "apart")).folder
+    options += ("DATASETS.TRAIN", f"['{scenes}/scenes-{{000000..000004}}.tar']")
+    other = train(tiny_config(*options, SAVE_DIR=tmp_path / "other")).folder
+    assert losses(other) != losses(apart), "shards have an order of their own"
+    monkeypatch.setattr(samplers, "draw_order", lambda random, length, blocks: random.permutation(length))
+    same = train(tiny_config(*options, SAVE_DIR=tmp_path / "same")).folder
+    assert_same_state(apart, same)
+    assert losses(same) == losses(apart)

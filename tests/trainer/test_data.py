@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from locap.datasets.expressions import PerExpression
 from locap.datasets.prepare.shapes_vocabulary import FOLDER
+from locap.datasets.prepare.shards import write_shards
+from locap.datasets.readers import categories_of
+from locap.datasets.shapes import Shapes
 from locap.trainer.data import eval_loader, open_eval_sets, open_training, train_loader
 from locap.trainer.distributed import World
 from locap.utils.errors import UsageError
@@ -112,3 +117,50 @@ def test_a_task_that_a_data_set_has_nothing_for_is_refused(configure, coco_mini,
         opened(cfg)
     assert caught.value.where == f"DATASETS.{key}"
     assert caught.value.allowed == "trace:ln_coco_val"
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(Shapes(9, image_size=64), tmp_path / "scenes", samples_per_shard=2)
+
+
+def test_shards_are_named_with_a_task_by_their_path(configure, words, shards):
+    pattern = f"{shards}/scenes-{{000000..000001}}.tar"
+    names = f"['region:{shards}', 'trace:{pattern}', 'refer:shapes_train']"
+    cfg = configure("DATASETS.TRAIN", names, "DATASETS.TEST", names, "DATASETS.WEIGHTS", f"{{'region:{shards}': 2}}")
+    reader = open_training(cfg)
+    assert reader.lengths == [9, 4, 5]
+    assert reader.blocks_of == [[2, 2, 2, 2, 1], [2, 2], None]
+    alone = keys_of(cfg, words)
+    for batch, *parts in zip(alone, keys_of(cfg, words, 0, 2), keys_of(cfg, words, 1, 2), strict=True):
+        assert sorted(chain(*parts)) == sorted(batch)
+    eval_sets = open_eval_sets(cfg)
+    assert [len(eval_set.reader) for eval_set in eval_sets] == [9, 4, 5]
+    assert all("/" not in eval_set.folder for eval_set in eval_sets)
+    assert len({eval_set.folder for eval_set in eval_sets}) == 3
+    assert eval_sets[2].folder == "refer_shapes_train"
+
+
+def test_systems_with_classes_need_the_categories_of_shards(pix2cap, configure, shards):
+    assert len(open_training(pix2cap("DATASETS.TRAIN", f"[shapes_train, '{shards}']"))) == 9 + len(
+        open_training(pix2cap("DATASETS.TRAIN", "[shapes_train]"))
+    )
+    (shards / "shards.json").unlink()
+    name = f"{shards}/*.tar"
+    for names in (f"['{name}']", f"[shapes_train, '{name}']"):
+        with pytest.raises(UsageError, match="without categories"):
+            open_training(pix2cap("DATASETS.TRAIN", names))
+    assert len(open_training(configure("DATASETS.TRAIN", f"['region:{name}']"))) == 9
+    assert [category.name for category in categories_of([name])] == ["object"]
+
+
+def test_streams_are_refused_with_and_without_a_task(pix2cap, configure):
+    for cfg in (
+        configure("DATASETS.TRAIN", "['region:s3://bucket/x.tar']"),
+        pix2cap("DATASETS.TRAIN", "['s3://bucket/x.tar']"),
+        pix2cap("DATASETS.TRAIN", "['pipe:cat x.tar']"),
+    ):
+        with pytest.raises(UsageError, match="copy the shards first"):
+            open_training(cfg)
+    with pytest.raises(UsageError, match="named with its task"):
+        open_training(configure("DATASETS.TRAIN", "['s3://bucket/x.tar']"))

@@ -31,20 +31,6 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, _GLOBAL)
 _COMPRESSED = ((b"\x1f\x8b", "gunzip"), (b"BZh", "bunzip2"), (b"\xfd7zXZ", "unxz"), (b"\x28\xb5\x2f\xfd", "unzstd"))
 
 
-class ArchiveMember(str):
-    """``<archive>!<name>``, with the place of the member's header in the archive, so that nothing is searched."""
-
-    __slots__ = ("archive", "name", "start")
-
-    def __new__(cls, archive: str, name: str, start: int) -> ArchiveMember:
-        member = super().__new__(cls, f"{archive}!{name}")
-        member.archive, member.name, member.start = archive, name, start
-        return member
-
-    def __getnewargs__(self) -> tuple[str, str, int]:
-        return self.archive, self.name, self.start
-
-
 class _Entry(NamedTuple):
     """A member as its headers describe it; ``data`` and ``end`` count bytes of the archive."""
 
@@ -55,13 +41,29 @@ class _Entry(NamedTuple):
     end: int
 
 
+class ArchiveMember(str):
+    """``<archive>!<name>``, with the place of the member's header in the archive, so that nothing is searched."""
+
+    __slots__ = ("_known", "archive", "name", "start")
+
+    def __new__(cls, archive: str, name: str, start: int) -> ArchiveMember:
+        member = super().__new__(cls, f"{archive}!{name}")
+        member.archive, member.name, member.start = archive, name, start
+        member._known = None  # (state of the archive, what its headers then said)
+        return member
+
+    def __getnewargs__(self) -> tuple[str, str, int]:
+        return self.archive, self.name, self.start
+
+
 class _File:
     """An open archive. Reads name their place, so processes may share what was open when they were forked."""
 
     def __init__(self, path: str) -> None:
         require_file(path, what="archive")
         self.path, self._file = path, open(path, "rb", buffering=0)  # noqa: SIM115  (closed with the object)
-        self.size = os.fstat(self._file.fileno()).st_size
+        status = os.fstat(self._file.fileno())
+        self.size, self.state = status.st_size, (status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read(self, start: int, count: int) -> bytes:
         try:
@@ -129,7 +131,9 @@ def member_at(path: str | Path, start: int) -> ArchiveMember:
     entry = _entry(file, start)
     if entry is None or not entry.is_file:
         raise file.refusal("No member of the archive begins here; it was changed", start)
-    return ArchiveMember(file.path, entry.name, start)
+    member = ArchiveMember(file.path, entry.name, start)
+    member._known = (file.state, entry)
+    return member
 
 
 def read_member(path: str, count: int | None = None) -> bytes:
@@ -143,7 +147,8 @@ def read_member(path: str, count: int | None = None) -> bytes:
     """
     member = path if isinstance(path, ArchiveMember) else _find(str(path))
     file = _open.get(member.archive)
-    entry = _entry(file, member.start)
+    known = member._known is not None and member._known[0] == file.state
+    entry = member._known[1] if known else _entry(file, member.start)
     if entry is None or entry.name != member.name:
         raise file.refusal("The archive was changed while it was used", member.start, value=member.name)
     return file.read(entry.data, entry.size if count is None else min(count, entry.size))
