@@ -38,7 +38,7 @@ def _member(rank: int, size: int, port: int, answers: Any, function: Callable, a
 
 
 def on_ranks(size: int, function: Callable, *arguments: Any) -> list[Any]:
-    """Call ``function(world, *arguments)`` on every rank; returns what they return, in rank order. No tensors: numpy."""
+    """Call ``function(world, *arguments)`` on every rank; returns what they return, in rank order; no tensors."""
     context, port = multiprocessing.get_context("fork"), free_port()
     answers, found = context.Queue(), {}
     members = [

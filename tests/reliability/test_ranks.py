@@ -1,4 +1,4 @@
-"""T6, I3: N processes, with or without accumulation, do what one does with the whole batch: real heads, ragged sizes."""
+"""N processes, with or without accumulation, do what one does with the whole batch: real heads, ragged sizes."""
 
 from __future__ import annotations
 
