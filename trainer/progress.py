@@ -13,6 +13,7 @@ from ..utils.logging import terminal
 
 _log = logging.getLogger(__name__)
 _LINE_SECONDS = 20.0
+_MUCH_WAITING = 0.1  # share of the time from which waiting for data is worth a word
 
 
 class ProgressBar:
@@ -72,3 +73,13 @@ class ProgressBar:
         counted = max(self.done - self._start_done, 1)
         seconds = int((time.monotonic() - self._started) / counted * (self.total - self.done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def training_note(loss: float, images_per_second: float, data_wait: float, mfu: float | None = None) -> str:
+    """Return what stands beside the bar of training; a long wait for data is said, see `meter.Timing`."""
+    parts = [f"loss {loss:.3f}", f"{images_per_second:.1f} images/s"]
+    if data_wait > _MUCH_WAITING:
+        parts.append(f"{data_wait:.0%} waiting for data")
+    if mfu is not None:
+        parts.append(f"{mfu:.0%} of peak")
+    return "  ".join(parts)

@@ -18,8 +18,10 @@ from ..utils.files import write_text
 from .log_values import flat
 
 _log = logging.getLogger(__name__)
-START_SECONDS = 7.0  # for the service to answer; training goes on meanwhile
-END_SECONDS = 9.5  # for it to take the rest, of a run that ends during the start too
+START_SECONDS = 10.0  # for the service to answer; training goes on meanwhile
+OFFLINE_SECONDS = 60.0  # for its process on this machine to start: a busy machine is slow
+HURRIED_SECONDS = 5.0  # what is left of them when the run ends before
+END_SECONDS = 9.5  # for it to take the rest at the end
 MOST_QUEUED = 2000  # events
 _END = None
 
@@ -42,7 +44,13 @@ class Wandb:
         self.folder = folder
         self._arguments = {"project": project, "name": name, "dir": str(folder), "config": dict(config)}
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MOST_QUEUED)
-        self._ended, self._lost = threading.Event(), 0
+        self._ended, self._hurry, self._lost = threading.Event(), threading.Event(), 0
+        try:  # not in the thread: a loader's worker that is forked meanwhile would find locks that nobody opens
+            import wandb
+        except Exception as err:
+            self._give_up(err)
+            return
+        self._wandb = wandb
         threading.Thread(target=self._work, name="wandb", daemon=True).start()
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
@@ -54,15 +62,15 @@ class Wandb:
         """See `Tracker`."""
 
         def send(run: Any) -> None:
-            import wandb
-
-            run.log({f"{event}/{name}": wandb.Image(str(path)) for name, path in paths.items()}, step=step)
+            image = self._wandb.Image
+            run.log({f"{event}/{name}": image(str(path)) for name, path in paths.items()}, step=step)
 
         self._put(send)
 
     def close(self) -> None:
         """See `Tracker`."""
         deadline = time.monotonic() + END_SECONDS
+        self._hurry.set()
         while not self._ended.is_set() and not self._ask_to_end() and time.monotonic() < deadline:
             self._ended.wait(0.05)
         if not self._ended.wait(max(0.0, deadline - time.monotonic())):
@@ -94,14 +102,17 @@ class Wandb:
             while (send := self._queue.get()) is not _END:
                 send(run)
             run.finish()
-        except BaseException as err:  # not installed, died; SystemExit in a thread would be silent
-            _log.warning("Weights & Biases stops: %s. Training goes on; metrics.jsonl has all numbers.", _one_line(err))
+            self._ended.set()
+        except BaseException as err:  # SystemExit in a thread would be silent
+            self._give_up(err)
+
+    def _give_up(self, err: BaseException) -> None:
         self._ended.set()
+        _log.warning("Weights & Biases stops: %s. Training goes on; metrics.jsonl has all numbers.", _one_line(err))
 
     def _start(self) -> Any:
         """Return the service's run: online if that works within the deadline, else offline."""
-        import wandb
-
+        wandb = self._wandb
         os.environ.setdefault("WANDB_SILENT", "true")
         wanted = {
             "silent": True,
@@ -118,48 +129,50 @@ class Wandb:
         if mode == "online" and not _has_login():
             mode = "offline"
         try:
-            return _within(START_SECONDS, lambda: wandb.init(mode=mode, id=identity, resume="allow", **arguments))
+            return self._within_time(lambda: wandb.init(mode=mode, id=identity, resume="allow", **arguments), mode)
         except Exception as err:
             if mode != "online":
                 raise
             _log.warning("Weights & Biases cannot be reached (%s); this run is stored offline.", _one_line(err))
         other = f"{identity}-{uuid.uuid4().hex[:4]}"  # the service still holds the first one's id
-        return _within(START_SECONDS, lambda: wandb.init(mode="offline", id=other, **arguments))
+        return self._within_time(lambda: wandb.init(mode="offline", id=other, **arguments), "offline")
+
+    def _within_time(self, start: Callable[[], Any], mode: str) -> Any:
+        """Return what a function returns, or raise what it raises.
+
+        Raises:
+            TimeoutError: it takes too long. It is left alone then, and a run that it brings later is ended.
+        """
+        done, gone = threading.Event(), threading.Event()
+        outcome: list[Any] = [None, None]
+
+        def call() -> None:
+            try:
+                outcome[0] = start()
+            except BaseException as err:
+                outcome[1] = err
+            if gone.is_set() and outcome[0] is not None:
+                outcome[0].finish()
+            done.set()
+
+        threading.Thread(target=call, name="wandb-start", daemon=True).start()
+        limit = time.monotonic() + (START_SECONDS if mode == "online" else OFFLINE_SECONDS)
+        while not done.wait(0.05) and time.monotonic() < limit:
+            if self._hurry.is_set() and mode == "online":
+                limit = min(limit, time.monotonic() + HURRIED_SECONDS)
+                done.wait(limit - time.monotonic())
+        if not done.is_set():
+            gone.set()
+            raise TimeoutError("no answer in time")
+        if outcome[1] is not None:
+            raise outcome[1] if isinstance(outcome[1], Exception) else RuntimeError(repr(outcome[1]))
+        return outcome[0]
 
     def _identity(self) -> str:
         path = self.folder / "wandb_id.txt"
         if not path.exists():
             write_text(path, uuid.uuid4().hex[:8])
         return path.read_text(encoding="utf-8").strip()
-
-
-def _within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Return what a function returns, or raise what it raises.
-
-    Raises:
-        TimeoutError: it takes longer. It is left alone then, and a run that it brings later is ended.
-    """
-    done: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(1)
-    gone = threading.Event()
-
-    def call() -> None:
-        try:
-            result, error = function(), None
-        except BaseException as err:
-            result, error = None, err
-        if gone.is_set() and hasattr(result, "finish"):
-            result.finish()
-        done.put((result, error))
-
-    threading.Thread(target=call, name="wandb-start", daemon=True).start()
-    try:
-        result, error = done.get(timeout=seconds)
-    except queue.Empty:
-        gone.set()
-        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
-    if error is not None:
-        raise error if isinstance(error, Exception) else RuntimeError(repr(error))
-    return result
 
 
 def _has_login() -> bool:

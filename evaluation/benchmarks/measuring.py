@@ -87,7 +87,7 @@ def java_seconds() -> float:
 def _own_seconds(path: Path) -> float:
     """Return the processor time of a process if it is our child."""
     try:
-        values = path.read_text().rpartition(")")[2].split()  # the name before may hold anything
+        values = path.read_text(encoding="utf-8").rpartition(")")[2].split()  # the name before may hold anything
     except OSError:  # it has just ended
         return 0.0
     parent, user, system = int(values[1]), int(values[11]), int(values[12])

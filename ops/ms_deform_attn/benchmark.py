@@ -201,8 +201,8 @@ def _resident(field: str, *, restart: bool = False) -> float | None:
     try:
         if restart:
             ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not pass for no new memory
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except (OSError, AttributeError):
         return None
     return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith(field)), None)

@@ -196,7 +196,7 @@ def _run(command: Sequence[str]) -> str:
 def _lock(path: Path) -> Iterator[None]:
     """Let one process of the machine in at a time; a process that dies lets go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             import fcntl
         except ImportError:  # Windows: two builds at once cost time, nothing else

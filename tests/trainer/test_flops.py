@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from locap.ops.ms_deform_attn import ms_deform_attn
+from locap.trainer.distributed import World
 from locap.trainer.flops import PEAKS, SAMPLE, counted_flops, device_peak, known_peak
+from locap.trainer.loop import TrainingLoop
+from locap.trainer.optimizer import Schedule
 
 
 def test_products_and_convolutions_count_two_per_multiplication():
@@ -83,6 +88,22 @@ def test_counting_changes_no_number_and_leaves_no_hook():
     (plain, hooks_before), (counted, hooks) = trained(False), trained(True)
     assert all(torch.equal(plain[name], counted[name]) for name in plain)
     assert hooks == hooks_before == 0
+
+
+@pytest.mark.fault("I16")
+def test_a_counted_step_of_a_system_is_the_same_step(build, make_batch):
+    weights, counted = [], []
+    for count in (False, True):
+        model = build(seed=1)
+        optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 1e-3, "initial_lr": 1e-3}])
+        loop = TrainingLoop(model, optimizer, Schedule("WarmupMultiStepLR", 10), world=World(), seed=3, clip_norm=0.1)
+        for step in range(2):
+            with counted_flops() if count and step == 0 else nullcontext() as flops:
+                loop.step([make_batch([2, 3], seed=step)])
+            counted += [flops.total] if flops else []
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert counted[0] > 1e7
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from locap.trainer import progress
-from locap.trainer.progress import ProgressBar
+from locap.trainer.progress import ProgressBar, training_note
 
 
 @pytest.fixture
@@ -59,3 +59,8 @@ def test_other_ranks_say_nothing(screen, caplog):
     assert bar.done == 1
     assert screen.getvalue() == ""
     assert caplog.text == ""
+
+
+def test_waiting_for_data_is_said_when_it_is_long():
+    assert training_note(1.23456, 7.04, 0.05) == "loss 1.235  7.0 images/s"
+    assert training_note(1.0, 7.0, 0.35, 0.41) == "loss 1.000  7.0 images/s  35% waiting for data  41% of peak"
