@@ -5,6 +5,7 @@ Shapes: B images, Q object queries, n segments of an image, N of the batch, C ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,13 +116,25 @@ class SetCriterion:
         Returns:
             Per image float32 (Q, n), for `assign`.
         """
-        costs = []
+        return [self.costs(*pair) for pair in self._compared(class_logits, mask_logits, targets, points, layer)]
+
+    @torch.no_grad()
+    def bad_terms(
+        self, class_logits: Tensor, mask_logits: list[Tensor], targets: SegmentTargets, points: PointSource, layer: int
+    ) -> set[str]:
+        """Return the terms of the matching cost that are not finite; arguments as `match_costs`."""
+        terms = [self.costs.terms(*pair) for pair in self._compared(class_logits, mask_logits, targets, points, layer)]
+        return {name for image in terms for name, cost in image.items() if not bool(cost.isfinite().all())}
+
+    def _compared(
+        self, class_logits: Tensor, mask_logits: list[Tensor], targets: SegmentTargets, points: PointSource, layer: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield what `MatchingCosts` compares, image by image."""
         for image, (labels, masks) in enumerate(zip(targets.labels, targets.masks, strict=True)):
             at = points.shared(layer, image, self.num_points)[None]
             sampled = sample_points(mask_logits[image][None].float(), at)[0]
             truth = sample_points(masks[None], at)[0] if len(masks) else masks.new_zeros(0, self.num_points)
-            costs.append(self.costs(class_logits[image], sampled, labels, truth))
-        return costs
+            yield class_logits[image], sampled, labels, truth
 
     def class_weight_count(self, targets: list[RegionTargets], num_objects: int) -> float:
         """Return the sum of class weights over all object queries of a batch."""

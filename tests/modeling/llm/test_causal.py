@@ -23,6 +23,7 @@ def test_weights_come_back_from_a_folder(tmp_path):
     torch.testing.assert_close(loaded.states(visual, text, text), model.states(visual, text, text))
 
 
+@pytest.mark.fault("H8")
 def test_code_in_a_folder_is_never_run(tmp_path):
     marker = tmp_path / "ran"
     (tmp_path / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
@@ -45,6 +46,7 @@ def test_lora_learns_alone():
     assert all("lora_" in name or name.startswith("visual_proj.") for name in learning)
 
 
+@pytest.mark.fault("N5")
 def test_lora_without_peft_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependencyError, match="pip install peft"):
