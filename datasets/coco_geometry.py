@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ import numpy as np
 from ..utils.errors import DataError, LocapError
 from ..utils.untrusted import polygons_to_rle
 from .records import Rle, encode_mask
+
+SUSPICIOUS_SHARE = 0.3
+logger = logging.getLogger(__name__)
 
 
 def read_segmentation(value: Any, height: int, width: int, where: str) -> Rle:
@@ -47,6 +52,28 @@ def read_box_xywh(value: Any, where: str) -> tuple[float, float, float, float]:
         raise DataError("A box is not four finite numbers.", where=where, value=value, allowed="[x, y, width, height]")
     x, y, width, height = value
     return x, y, x + width, y + height
+
+
+def watch_boxes(
+    entries: Iterable[dict[str, Any]], boxes: Callable[[Mapping[str, Any]], Sequence[Sequence[float]]], where: str
+) -> Iterator[dict[str, Any]]:
+    """Pass entries on and warn at their end when many boxes leave their images, as corners read as sizes do.
+
+    Args:
+        entries: of images, each with its ``size`` (height, width).
+        boxes: returns the boxes [x, y, width, height] of an entry.
+        where: the file.
+    """
+    count = outside = 0
+    for entry in entries:
+        height, width = entry["size"]
+        found = boxes(entry)
+        count += len(found)
+        outside += sum(box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1 for box in found)
+        yield entry
+    if outside > SUSPICIOUS_SHARE * count:
+        message = "%s: %d of %d boxes [x, y, width, height] leave their images; they look like corners [x0, y0, x1, y1]"
+        logger.warning(message, where, outside, count)
 
 
 def _is_finite(value: Any) -> bool:

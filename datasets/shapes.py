@@ -89,7 +89,7 @@ class Shapes:
             raise IndexError(f"scene {index} of {len(self)}")
         index = int(index) % len(self)
         height, width = self.image_size
-        rng, side = Random(f"shapes/{self.seed}/{self.split}/{index}"), min(height, width)  # noqa: S311
+        rng, side = Random(f"shapes/{self.seed}/{self.split}/{index}"), min(height, width)  # noqa: S311 - drawings, no secrets
         scene = sample_scene(rng, width / side, height / side)
         image, ids = draw_scene(scene, height, width)
         return _record(rng, scene, image, ids, index)

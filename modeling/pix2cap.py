@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..datasets.batches import Batch
 from ..datasets.records import Category, Record
+from ..utils.errors import NumericError
 from ..utils.tokenizers import CaptionTokenizer
 from .heads.dense import DenseHead
 from .heads.masks import Frame, QueryMasks
@@ -223,8 +224,19 @@ class Pix2Cap(nn.Module):
                 costs += self.criterion.match_costs(logits, masks, targets, points, layer)
             if layer < options.overlap_points:
                 overlaps.append([Match.of_all(best_overlap(*pair)) for pair in zip(masks, small, strict=True)])
-        matches = assign(costs)
+        try:
+            matches = assign(costs)
+        except NumericError as err:
+            raise self._bad_costs(predictions, views, targets, points) from err
         return [matches[start : start + len(small)] for start in range(0, len(costs), len(small))], overlaps
+
+    def _bad_costs(self, predictions: list[QueryPrediction], views: list, *compared: object) -> NumericError:
+        """Say which terms of the matching cost are not finite."""
+        terms: set[str] = set()
+        for layer in range(self.options.matched_points):
+            logits, masks = predictions[layer].class_logits[:, : self.num_objects], [v.masks() for v in views[layer]]
+            terms |= self.criterion.bad_terms(logits, masks, *compared, layer)
+        return NumericError(f"The matching cost is not finite: {', '.join(sorted(terms))}.", allowed="finite costs")
 
     def _caption_targets(
         self, views: list[list[ImageQueries]], batch: Batch, pairs: list[Matches]

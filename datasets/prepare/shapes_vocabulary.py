@@ -40,7 +40,7 @@ def train_vocabulary(texts: Iterable[str]) -> list[str]:
     so only special tokens, the alphabet and the pieces in use are kept.
     """
     texts = list(texts)
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - no password
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(

@@ -13,7 +13,7 @@ from ..records import Record, Turn
 from .packed import ImageFinder, PackedReader, coco_names
 
 logger = logging.getLogger(__name__)
-IMAGE_TOKEN = "<image>"  # noqa: S105
+IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
 ROLES = {"human": "user", "gpt": "assistant"}
 
 

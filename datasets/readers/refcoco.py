@@ -9,7 +9,7 @@ from typing import Any
 
 from ...utils.errors import DataError, LocapError
 from ...utils.untrusted import compressed_rle, each_object, get, objects, read_json, read_plain_pickle, shown
-from ..coco_geometry import box_fields, read_box_xywh, read_segmentation
+from ..coco_geometry import box_fields, read_box_xywh, read_segmentation, watch_boxes
 from ..records import Record, Region, Rle
 from .packed import OBJECT, ImageFinder, PackedReader, coco_names
 from .visual_genome import size_of
@@ -36,7 +36,8 @@ class _Referring(PackedReader):
     def __init__(self, file: Path, images: Folders, entries: Iterable[dict[str, Any]], *, per_expression: bool) -> None:
         self.per_expression, self.blank = per_expression, 0
         self._images = ImageFinder(images, shown(file))
-        super().__init__(filter(None, map(self._worded, entries)), shown(file))
+        watched = watch_boxes(entries, lambda entry: [item["box"] for item in entry["objects"]], shown(file))
+        super().__init__(filter(None, map(self._worded, watched)), shown(file))
         self._images.require_found()
         if self.blank:
             logger.warning("%s: %d blank expressions are left out", shown(file), self.blank)

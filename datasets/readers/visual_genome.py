@@ -9,7 +9,7 @@ from typing import Any
 
 from ...utils.errors import DataError
 from ...utils.untrusted import each_object, get, read_json, shown
-from ..coco_geometry import box_fields, read_box_xywh
+from ..coco_geometry import box_fields, read_box_xywh, watch_boxes
 from ..records import Record, Region
 from .packed import OBJECT, ImageFinder, PackedReader, coco_names
 
@@ -28,7 +28,8 @@ class _CaptionedBoxes(PackedReader):
     def __init__(self, file: Path, images: Folders, entries: Iterator[dict[str, Any]]) -> None:
         self.skipped: list[tuple[int | str, int, str]] = []
         self._images = ImageFinder(images, shown(file))
-        super().__init__(entries, shown(file))
+        watched = watch_boxes(entries, lambda entry: [region[1] for region in entry["regions"]], shown(file))
+        super().__init__(watched, shown(file))
         self._images.require_found()
         if self.skipped:
             message = "%s: %d regions are left out (first: image %s, region %s, %s)"

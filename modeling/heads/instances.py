@@ -5,6 +5,7 @@ Shapes: Q queries, K classes, n instances, H x W the output size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ...utils.boxes import cxcywh_to_xyxy
 from .masks import Frame, QueryMasks
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -54,22 +57,33 @@ def find_instances(
     Returns:
         The instances in descending order of their final scores. The published code returns them in no order.
     """
-    probabilities = class_logits.float().softmax(-1)[:, :-1]
+    probabilities = class_logits.float().softmax(-1)[:, :-1].nan_to_num(nan=0.0)  # NaN would come first
     num_classes = probabilities.shape[1]
     scores, pairs = probabilities.flatten().sort(descending=True, stable=True)
     scores, pairs = scores[:max_instances], pairs[:max_instances]
+    kept = _finite(class_logits, boxes_cxcywh)[pairs // num_classes]
     if allowed is not None:
-        kept = torch.tensor(allowed, device=pairs.device)[pairs % num_classes]
-        scores, pairs = scores[kept], pairs[kept]
+        kept &= torch.tensor(allowed, device=pairs.device)[pairs % num_classes]
+    scores, pairs = scores[kept], pairs[kept]
     queries, labels = pairs // num_classes, pairs % num_classes
     distinct, row = queries.unique(return_inverse=True)
     logits = masks[distinct]
     solid = logits > 0
-    inside = (logits.sigmoid() * solid).sum((1, 2)) / (solid.sum((1, 2)) + 1e-6)
+    inside = torch.where(solid, logits.sigmoid(), 0.0).sum((1, 2)) / (solid.sum((1, 2)) + 1e-6)
     scores, order = (scores * inside[row]).sort(descending=True, stable=True)
     queries, labels, row = queries[order], labels[order], row[order]
     boxes = None if boxes_cxcywh is None else place_boxes(boxes_cxcywh[queries], masks.frame)
     return Instances(queries, labels, scores, solid[row], boxes)
+
+
+def _finite(class_logits: Tensor, boxes_cxcywh: Tensor | None) -> Tensor:
+    """Return which queries have finite scores and boxes, bool (Q,); a warning counts the others."""
+    finite = class_logits.isfinite().all(-1)
+    if boxes_cxcywh is not None:
+        finite = finite & boxes_cxcywh.isfinite().all(-1)
+    if lost := len(finite) - int(finite.sum()):
+        _log.warning("%d of %d queries are left out: their scores or boxes are not finite", lost, len(finite))
+    return finite
 
 
 def place_boxes(boxes_cxcywh: Tensor, frame: Frame) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B images, Q object queries, n segments of an image, N of the batch, C ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,12 +115,24 @@ class SetCriterion:
         Returns:
             Per image float32 (Q, n), for `assign`.
         """
-        costs = []
+        return [self.costs(*pair) for pair in self._compared(class_logits, mask_logits, targets, points, layer)]
+
+    @torch.no_grad()
+    def bad_terms(
+        self, class_logits: Tensor, mask_logits: list[Tensor], targets: SegmentTargets, points: PointSource, layer: int
+    ) -> set[str]:
+        """Return the terms of the matching cost that are not finite; arguments as `match_costs`."""
+        terms = [self.costs.terms(*pair) for pair in self._compared(class_logits, mask_logits, targets, points, layer)]
+        return {name for image in terms for name, cost in image.items() if not bool(cost.isfinite().all())}
+
+    def _compared(
+        self, class_logits: Tensor, mask_logits: list[Tensor], targets: SegmentTargets, points: PointSource, layer: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield what `MatchingCosts` compares, image by image."""
         for image, (labels, segments) in enumerate(zip(targets.labels, targets.maps, strict=True)):
             at = points.shared(layer, image, self.num_points)
             sampled = sample_points(mask_logits[image][None].float(), at[None])[0]
-            costs.append(self.costs(class_logits[image], sampled, labels, segments.at_shared(at)))
-        return costs
+            yield class_logits[image], sampled, labels, segments.at_shared(at)
 
     def class_weight_count(self, targets: list[RegionTargets], num_objects: int) -> float:
         """Return the sum of class weights over all object queries of a batch."""

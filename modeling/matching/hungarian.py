@@ -37,11 +37,20 @@ class MatchingCosts:
         Returns:
             float32 (Q, n).
         """
+        terms = self.terms(class_logits, mask_logits, labels, masks)
+        return terms["mask"] + terms["class"] + terms["dice"]
+
+    def terms(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms of the cost, by name."""
         with torch.autocast(mask_logits.device.type, enabled=False):
             x, y = mask_logits.float(), masks.float()
             class_cost = -class_logits.float().softmax(-1)[:, labels]
             mask_cost = (F.softplus(x).sum(-1, keepdim=True) - x @ y.t()) / x.shape[-1]
-            return self.mask_weight * mask_cost + self.class_weight * class_cost + self.dice_weight * _dice(x, y)
+            return {
+                "mask": self.mask_weight * mask_cost,
+                "class": self.class_weight * class_cost,
+                "dice": self.dice_weight * _dice(x, y),
+            }
 
 
 def _dice(x: Tensor, y: Tensor) -> Tensor:

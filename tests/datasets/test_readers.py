@@ -77,6 +77,7 @@ def test_short_descriptions_drop_the_image_in_training_only(panoptic_set, caplog
     assert len(panoptic_set.open()) == 2
 
 
+@pytest.mark.fault("R10")
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_empty_captions_are_counted_and_never_an_empty_sentence(panoptic_set, caplog, text):
     panoptic_set.segments(0)[1]["description"] = text
@@ -91,6 +92,7 @@ def test_empty_captions_are_counted_and_never_an_empty_sentence(panoptic_set, ca
     assert panoptic_set.open(min_description=1)[0].image_id == 7
 
 
+@pytest.mark.fault("R10")
 def test_several_descriptions_and_odd_characters(panoptic_set):
     panoptic_set.segments(0)[0]["description"] = ["a man", "the man in red", " "]
     panoptic_set.segments(0)[1]["description"] = "a \ud800 man"
@@ -110,6 +112,7 @@ def remove(key):
     return lambda made: made.segments(0)[1].pop(key)
 
 
+@pytest.mark.fault("R3", "R4", "R5")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -143,6 +146,7 @@ def test_wrong_annotations_are_named(panoptic_set, change, says):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.fault("R1")
 def test_json_that_names_an_absent_image(panoptic_set):
     (panoptic_set.root / "images" / "000000000007.jpg").unlink()
     with pytest.raises(DataError) as caught:
@@ -154,6 +158,7 @@ def test_json_that_names_an_absent_image(panoptic_set):
     assert "DETECTRON2_DATASETS" in message
 
 
+@pytest.mark.fault("E10")
 def test_an_image_that_vanishes_later(panoptic_set):
     reader = panoptic_set.open()
     os.unlink(panoptic_set.root / "images" / "000000000139.jpg")
@@ -161,12 +166,14 @@ def test_an_image_that_vanishes_later(panoptic_set):
         reader[0].read_image()
 
 
+@pytest.mark.fault("R1")
 def test_a_missing_folder_is_named(panoptic_set):
     (panoptic_set.root / "panoptic").rename(panoptic_set.root / "elsewhere")
     with pytest.raises(DataError, match="The folder of the panoptic segmentations does not exist"):
         panoptic_set.open()
 
 
+@pytest.mark.fault("E11")
 def test_png_and_json_that_disagree_are_counted_both_ways(panoptic_set):
     ids = np.zeros((48, 64), np.int32)
     ids[:24] = 1
@@ -182,6 +189,7 @@ def test_png_and_json_that_disagree_are_counted_both_ways(panoptic_set):
     assert "000000000139.png" in message
 
 
+@pytest.mark.fault("E5", "E11")
 def test_sizes_that_disagree_are_shown(panoptic_set):
     panoptic_set.document["images"][0].update(width=32)
     record = panoptic_set.open()[0]
@@ -214,6 +222,7 @@ def test_named_data_sets_accept_both_layouts(panoptic_set, tmp_path, monkeypatch
     assert reader[0].read_image().shape == (48, 64, 3)
 
 
+@pytest.mark.fault("R1")
 def test_missing_data_sets_say_what_to_set(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="did you mean pix2cap_coco_val_with_sem_seg"):
         open_dataset("pix2cap_coco_val_with_semseg")

@@ -131,6 +131,7 @@ def test_malformed_references_to_soft_masks_are_refused(change):
         read_logits([Region(logits={"file": "a.png", "index": 0, "count": 2} | change)], 4, 5)
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

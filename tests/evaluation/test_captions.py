@@ -135,6 +135,7 @@ class TestTokenizer:
         assert tokenizer.tokenize(["B", "C"]) == ["b", "c"]
         assert calls == [["A", "B"], ["C"]]
 
+    @pytest.mark.fault("R10")
     def test_both_sides_keep_their_places(self, no_java):
         pairs = tokenize_pairs(["A b", "", "C"], [["D", "E f"], ["?"], ["G"]])
         assert pairs.candidates == ["a b", "", "c"]
@@ -156,6 +157,7 @@ class TestTokenizer:
 
 
 class TestMeteor:
+    @pytest.mark.fault("R10")
     def test_known_pairs(self, meteor):
         pairs = [
             ("in front of the house", ["before the house"], 0.7654639175257731),
@@ -181,6 +183,7 @@ class TestMeteor:
         assert len(meteor._statistics) == known
         assert meteor.score([], []).corpus == 0.0
 
+    @pytest.mark.fault("R10")
     def test_separator_cannot_make_references(self):
         assert score_line("a ||| b", ["c ||| d", "", "e\nf"]) == "SCORE ||| c d |||  ||| e f ||| a b"
         assert score_line(" a\u00a0", ["\u2028b\t"]) == "SCORE ||| \u2028b ||| a\u00a0"  # the program keeps these
@@ -229,12 +232,14 @@ class TestMeteor:
         scorer.close()
         assert scores.segments.tolist() == [0.5] * 400
 
+    @pytest.mark.fault("N1")
     def test_death_is_reported_with_its_words(self, monkeypatch, tmp_path):
         path = build_fake_java(tmp_path, "import sys\nprint('no heap left', file=sys.stderr)\nsys.exit(3)\n")
         monkeypatch.setattr(java, "find_java", lambda: path)
         with pytest.raises(MissingDependencyError, match=r"ended unexpectedly(.|\n)*exit code 3(.|\n)*no heap left"):
             Meteor().score(["a"], [["b"]])
 
+    @pytest.mark.fault("N1")
     def test_silence_is_reported(self, monkeypatch, tmp_path):
         path = build_fake_java(tmp_path, "import time\ntime.sleep(60)\n")
         monkeypatch.setattr(java, "find_java", lambda: path)
@@ -262,6 +267,7 @@ class TestMeteor:
 
 
 class TestScoreCaptions:
+    @pytest.mark.fault("N1")
     def test_without_java_only_meteor_is_lost(self, no_java):
         scores = score_captions(["A dog sits.", "A cat."], [["a dog sits"], ["the cat"]])
         assert set(scores.corpus) == set(captions.NGRAM_METRICS)

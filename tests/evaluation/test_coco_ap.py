@@ -344,6 +344,7 @@ def test_panoptic_truth_and_masks_serve_both_protocols():
         assert evaluate([(truth, predicted)], protocol).figures["ap"] == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.fault("R6")
 def test_boxes_outside_the_image_are_scored_and_counted():
     images = one_image(
         [region(1, (0, 0, 10, 10))], [region(1, (0, 0, 10, 10), score=0.5), region(2, (200, 0, 210, 9), score=0.9)]
@@ -416,6 +417,7 @@ def test_predictions_of_unknown_classes_are_left_out(variant):
     assert "1 predictions are of categories" in result.notes[0]
 
 
+@pytest.mark.fault("R11")
 @pytest.mark.parametrize(
     ("protocol", "change", "message"),
     [

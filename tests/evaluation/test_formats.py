@@ -77,6 +77,7 @@ def test_files_give_the_figures_of_memory(tmp_path, images, truth):
         assert [r.captions for r in stored[0].regions] == [r.captions for r in predicted[0].regions]
 
 
+@pytest.mark.fault("R11")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -94,6 +95,7 @@ def test_predictions_must_cover_the_images(tmp_path, images, truth, change, mess
         load_predictions(path, truth)
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -284,6 +284,7 @@ def loose(record):
     return record
 
 
+@pytest.mark.fault("R12")
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [

@@ -61,6 +61,7 @@ class TestPointsOfWords:
         words = located_words(narrative(("a", 0.0, 1.0), ("b", 1.0, 2.0), traces=strokes), "")
         assert [word.points[:, 0].tolist() for word in words] == [[1, 2], [3, 4]]
 
+    @pytest.mark.fault("R13")
     @pytest.mark.parametrize(
         ("bad", "message"),
         [

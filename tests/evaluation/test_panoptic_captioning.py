@@ -110,6 +110,7 @@ class TestStandard:
         assert {result.figures[name] for name in ("map", "detection_map", "meteor", "cider", "pq")} == {0.0}
         assert not result.unavailable
 
+    @pytest.mark.fault("N1")
     def test_without_java_the_rest_stands(self, no_meteor, pix2cap_image):
         result = evaluate([pix2cap_image])
         assert result.unavailable["meteor"].startswith("METEOR not computed: Java is missing.")
@@ -124,6 +125,7 @@ class TestStandard:
         assert rows[1]["prediction"] == "a person"
         assert 0 < rows[65543]["meteor"] < 1
 
+    @pytest.mark.fault("R11")
     def test_scores_must_be_finite(self, pix2cap_image):
         pix2cap_image[1].regions[2].score = float("nan")
         with pytest.raises(DataError, match="not a finite number"):
@@ -277,6 +279,7 @@ def no_meteor(monkeypatch):
     monkeypatch.setattr(captions, "shared_meteor", Meteor)
 
 
+@pytest.mark.fault("R10")
 def test_strange_captions_stay_with_their_segments(meteor):
     """Captions with line ends, separators, nothing or only punctuation do not shift the others."""
     strange = [

@@ -67,6 +67,7 @@ def repeat_image(path):
     path.write_text(json.dumps(body))
 
 
+@pytest.mark.fault("R2", "R11")
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

@@ -275,6 +275,21 @@ def test_a_real_system_is_asked(untrained: Path, tmp_path: Path, capsys):
     assert len(record.narratives[0].words) == len(record.narratives[0].traces) > 0
 
 
+@pytest.mark.fault("E6")
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
+def test_the_thinnest_images_are_asked(untrained: Path, tmp_path: Path, capsys, size: tuple[int, int]):
+    Image.fromarray(PHOTO).resize(size).save(tmp_path / "a.png")
+    line = ["predict", "--model", str(untrained), "--image", str(tmp_path / "a.png"), "--output", str(tmp_path)]
+    box = ["0", "0", *map(str, size)]
+    assert entry.main([*line, "--text", "the red circle", "--box", *box, "--point", "0.5", "0.5"]) == 0, (
+        capsys.readouterr()
+    )
+    [record], _, _ = read_records(tmp_path / "a.json")
+    assert (record.width, record.height) == size
+    assert [len(region.captions) for region in record.regions] == [0, 1, 1]
+    assert entry.main(line) == 0, capsys.readouterr().err
+
+
 def test_a_system_that_reads_boxes_only_says_so(untrained: Path, capsys):
     key = "MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS"
     assert entry.main(["predict", "--model", str(untrained), "--point", "1", "1", "--overrides", key, "true"]) == 2

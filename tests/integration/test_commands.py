@@ -35,6 +35,7 @@ def refused(result, code: int, *messages: str) -> None:
 # Mistakes on the command line
 
 
+@pytest.mark.fault("G1", "G2")
 def test_a_wrong_configuration_is_told_before_torch_is_loaded(start, python, tmp_path):
     """One process for all: what counts is that none of them loads torch."""
     key, q = "MODEL.DECODER.DETECTION", str(QUICKSTART)
@@ -79,6 +80,7 @@ def test_overrides_take_the_rest_of_the_line_and_negative_numbers(tiny, locap, t
     assert cfg.BASENAME == "-x"
 
 
+@pytest.mark.fault("H6", "R1")
 def test_missing_weights_and_files_have_their_own_codes(tiny, locap, tmp_path):
     def run(command: str, *options: object, **values: object):
         return locap(command, "--conf_files", QUICKSTART, *options, "--overrides", *tiny(**values))
@@ -94,6 +96,7 @@ def test_missing_weights_and_files_have_their_own_codes(tiny, locap, tmp_path):
     assert run("frobnicate").code == 2
 
 
+@pytest.mark.fault("H1", "D3")
 def test_weights_that_do_not_fit_are_reported_by_part(trained, locap, tmp_path):
     tensors = load_file(trained.folder / "model.safetensors")
     missing = {name: tensor for name, tensor in tensors.items() if "captioner" not in name}
@@ -120,6 +123,7 @@ class Evil:
         return Path.touch, (self.sentinel,)
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle.dump", "torch.save"])
 def test_a_pickle_that_would_run_something_is_refused(trained, locap, tmp_path, write):
     path, sentinel = tmp_path / "weights.pt", tmp_path / "executed"
@@ -242,6 +246,7 @@ def save_variants(photo: Image.Image, folder: Path) -> dict[str, tuple[int, int]
     return {path.stem: photo.size[::-1] if path.stem == "turned" else photo.size for path in folder.iterdir()}
 
 
+@pytest.mark.fault("E3", "E4")
 def test_any_kind_of_image_is_segmented_and_described(trained, locap, photo, tmp_path):
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
@@ -257,6 +262,21 @@ def test_any_kind_of_image_is_segmented_and_described(trained, locap, photo, tmp
         assert records[one].regions == records[other].regions, "the same pixels"
 
 
+@pytest.mark.fault("E6")
+def test_the_thinnest_images_are_described(trained, locap, photo, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    sizes = {"dot": (1, 1), "line": (5000, 1), "pole": (1, 5000)}
+    for name, size in sizes.items():
+        photo.resize(size).save(images / f"{name}.png")
+    result = locap("predict", "--model", trained.folder, "--image", *sorted(images.iterdir()), "--output", out)
+    assert result.code == 0, result.err
+    for name, size in sizes.items():
+        (record,), _, _ = read_records(out / f"{name}.json")
+        assert (record.width, record.height) == size
+        assert record.read_id_map().shape == size[::-1]
+
+
 def test_files_of_one_name_do_not_replace_each_other(trained, locap, photo, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -266,6 +286,7 @@ def test_files_of_one_name_do_not_replace_each_other(trained, locap, photo, tmp_
     assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == ["x.json", "x_2.json"]
 
 
+@pytest.mark.fault("E1")
 def test_a_truncated_photograph_is_named(trained, locap, photo, tmp_path):
     path = tmp_path / "half.jpg"
     photo.resize((400, 300)).save(path)

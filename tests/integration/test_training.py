@@ -111,6 +111,7 @@ def test_going_on_from_an_older_checkpoint_repeats_from_there(tiny_config, tmp_p
     assert names == {"step_00000002", "step_00000004", "step_00000004.abandoned"}
 
 
+@pytest.mark.fault("B10")
 def test_resuming_checks_what_it_is_given(tiny_config, tmp_path):
     run = train(tiny_config(*SIX_STEPS, "SOLVER.MAX_STEPS", "1", SAVE_DIR=tmp_path)).folder
     with pytest.raises(CheckpointError, match="There is no run to go on with"):

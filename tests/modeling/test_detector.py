@@ -81,6 +81,21 @@ def test_proposals_are_cut_suppressed_and_sorted():
     assert one.xyxy.tolist() == [[0, 0, 40, 40]]
 
 
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_left_out_and_counted(caplog, value: float):
+    levels = pyramid_levels((4, 4), (64, 64), published_strides=False)
+    heat, reach = torch.full((1, sum(levels.counts)), -9.0), torch.full((1, sum(levels.counts), 4), 0.5)
+    heat[0, 64], heat[0, 69], heat[0, 70] = 1, 2, 3
+    [sound] = select_proposals(ProposalMaps(heat, reach), levels, candidates=3, kept=5)
+    reach[0, 70, 2] = value
+    heat[0, 71:73] = float("nan")
+    [found] = select_proposals(ProposalMaps(heat, reach), levels, candidates=3, kept=5)
+    assert torch.equal(found.xyxy, sound.xyxy[1:])
+    assert torch.equal(found.scores, sound.scores[1:])
+    assert "1 of 3 boxes are left out" in caplog.text
+
+
 def test_deltas_are_undone():
     torch.manual_seed(0)
     boxes, targets = (torch.cat((x, x + 1 + 50 * torch.rand(9, 2)), 1) for x in 99 * torch.rand(2, 9, 2))

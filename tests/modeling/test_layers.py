@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from locap.modeling.layers.attention import MultiHeadAttention
+from locap.modeling.layers.attention import MultiHeadAttention, attend
 from locap.modeling.layers.conv import ConvNorm, group_norm
 from locap.modeling.layers.gradient import scale_gradient
 from locap.modeling.layers.images import ImageBatch
@@ -149,3 +149,16 @@ def test_images_on_a_canvas_given():
     assert batch.sum((1, 2, 3)).tolist() == [3 * 33 * 20, 3 * 10 * 30]
     with pytest.raises(ValueError, match="do not fit"):
         images([torch.ones(3, 33, 51)], canvas=(40, 50))
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_may_look_nowhere_is_zero(dtype: torch.dtype):
+    q, k, v = (torch.randn(1, 2, 3, 4, dtype=dtype).requires_grad_() for _ in range(3))
+    allowed = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    out = attend(q, k, v, allowed=allowed)
+    assert out.dtype == dtype
+    assert not out[:, :, 1].any()
+    assert out[:, :, 0].abs().amin() > 0
+    out.float().square().sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in (q, k, v))

@@ -89,6 +89,7 @@ def test_the_newest_checkpoint_of_a_run_is_taken(tmp_path: Path):
     check(model, {name: 2 * tensor for name, tensor in weights().items()})
 
 
+@pytest.mark.fault("H1")
 def test_missing_names_are_grouped_by_part(tmp_path: Path):
     torch.save({k: v for k, v in weights().items() if not k.startswith("encoder")}, tmp_path / "w.pt")
     error = refused(tmp_path / "w.pt")
@@ -97,6 +98,7 @@ def test_missing_names_are_grouped_by_part(tmp_path: Path):
     assert error.value == "4 tensors loaded; 4 missing: encoder.0 (2), encoder.1 (2)"
 
 
+@pytest.mark.fault("H1")
 def test_what_may_be_missing_is_named(tmp_path: Path, caplog):
     torch.save({k: v for k, v in weights().items() if not k.startswith("encoder")}, tmp_path / "w.pt")
     model = Model()
@@ -141,11 +143,13 @@ def test_a_name_with_and_without_its_prefix_is_refused(tmp_path: Path):
     assert refused(tmp_path / "w.pt").value == "words.weight"
 
 
+@pytest.mark.fault("H1")
 def test_unexpected_names(tmp_path: Path):
     torch.save(weights() | {"backbone_proj": torch.zeros(2)}, tmp_path / "w.pt")
     assert refused(tmp_path / "w.pt").value == "8 tensors loaded; 1 unexpected: backbone_proj"
 
 
+@pytest.mark.fault("H1", "H3")
 def test_other_shapes_are_shown_file_first(tmp_path: Path):
     torch.save(weights() | {"encoder.0.weight": torch.zeros(7, 3)}, tmp_path / "w.pt")
     error = refused(tmp_path / "w.pt")
@@ -153,12 +157,14 @@ def test_other_shapes_are_shown_file_first(tmp_path: Path):
     assert "config.yaml of their run" in error.fix
 
 
+@pytest.mark.fault("H2")
 def test_no_match_at_all(tmp_path: Path):
     torch.save({"something.else": torch.zeros(2)}, tmp_path / "w.pt")
     allow = ("encoder.", "model.", "words.", "output.")
     assert refused(tmp_path / "w.pt", allow_missing=allow).value.startswith("0 tensors loaded")
 
 
+@pytest.mark.fault("D3")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite(tmp_path: Path, value: float):
     content = weights()
@@ -169,6 +175,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float):
     assert error.value == "model.bias"
 
 
+@pytest.mark.fault("H4")
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path):
     class Trap:
         def __reduce__(self):
@@ -181,6 +188,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault("H6")
 def test_no_file_and_no_tensors(tmp_path: Path):
     assert refused(tmp_path / "no.pt").what == "There are no weights."
     assert refused(tmp_path).what == "There are no weights."

@@ -39,6 +39,7 @@ def test_an_image_without_segments_matches_nothing():
     assert rows.shape == columns.shape == (0,)
 
 
+@pytest.mark.fault("D6")
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_cost_that_is_not_finite_stops_training(value: float):
     with pytest.raises(NumericError, match="matching cost is not finite"):
@@ -93,3 +94,24 @@ def test_a_vanished_target_goes_to_the_first_empty_query():
 
 def test_no_targets():
     assert best_overlap(torch.randn(3, 8, 8), small()).shape == (0,)
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize(
+    ("part", "value", "terms"),
+    [("class_logits", float("nan"), "class"), ("masks", float("nan"), "dice, mask"), ("masks", float("inf"), "mask")],
+)
+def test_the_term_that_is_not_finite_is_named(build, make_batch, monkeypatch, part: str, value: float, terms: str):
+    model = build()
+    inner = type(model.criterion)._compared
+
+    def spoiled(self, class_logits, mask_logits, *rest):
+        for logits, sampled, labels, truth in inner(self, class_logits, mask_logits, *rest):
+            spoilt = logits.clone() if part == "class_logits" else sampled.clone()
+            spoilt[0, 0] = value
+            yield (spoilt, sampled, labels, truth) if part == "class_logits" else (logits, spoilt, labels, truth)
+
+    monkeypatch.setattr(type(model.criterion), "_compared", spoiled)
+    with pytest.raises(NumericError, match=rf"matching cost is not finite: {terms}\.") as caught:
+        model(make_batch([2]), 0)
+    assert caught.value.exit_code == 6

@@ -54,6 +54,7 @@ def totals(model: Pix2Cap, batch: Batch) -> dict[str, Tensor]:
 # Training
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize("segments", [[0], [0, 0], [3, 0]], ids=["nothing", "nothing twice", "mixed"])
 @pytest.mark.parametrize("aids", [False, True], ids=["published", "aids"])
 def test_every_trained_parameter_gets_a_finite_gradient(build: Build, make_batch: MakeBatch, segments, aids):
@@ -286,6 +287,7 @@ def test_parts_are_fixed_by_name(build: Build):
         assert parameter.requires_grad == (not fixed and "box_embed" not in name), name
 
 
+@pytest.mark.fault("H3")
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [("MODEL.ENCODER.NUM_CLASSES", "133", "12"), ("MODEL.TEXT_DECODER.VOCAB_SIZE", "9", r"\d+")],

@@ -58,6 +58,7 @@ def answers(model: PixelLLM, batch: Batch) -> list[Record]:
 # Training
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize("kind", BUILDS)
 def test_every_trained_parameter_gets_a_finite_gradient_from_any_batch(tiny_pixelllm, drawn, kind: str):
     """Processes wait for each other's gradients, whatever their images teach."""
@@ -259,6 +260,7 @@ def test_a_frozen_name_is_frozen(tiny_pixelllm, drawn):
 # Building
 
 
+@pytest.mark.fault("H3")
 def test_a_vocabulary_of_another_size_is_told(tiny_pixelllm):
     with pytest.raises(UsageError, match="vocabulary") as caught:
         tiny_pixelllm.build(TEXT + "VOCAB_SIZE", "99")

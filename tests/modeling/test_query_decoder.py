@@ -98,6 +98,7 @@ def constant_masks(decoder: QueryDecoder, sign: float) -> DecodedQueries:
     return decoder(maps, torch.ones_like(mask_features), texts, scale)
 
 
+@pytest.mark.fault("D5")
 def test_a_query_with_an_empty_mask_looks_everywhere():
     decoder = make()
     empty, full = constant_masks(decoder, -1.0), constant_masks(decoder, 1.0)

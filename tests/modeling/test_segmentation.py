@@ -132,3 +132,20 @@ def test_only_the_masks_that_matter_are_resized(monkeypatch: pytest.MonkeyPatch)
     found = segment(logits, masks, boxes, IS_THING, InferenceModes(instance=True, max_instances=2), thresholds)
     assert sizes == [kept, len(set(found.instances.queries.tolist()))]
     assert max(sizes) < QUERIES
+
+
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize("part", ["logits", "boxes", "masks"])
+def test_queries_that_are_not_finite_are_left_out(caplog, part: str):
+    logits, masks, boxes = draw()
+    sound = find_instances(logits, masks, boxes, max_instances=QUERIES * CLASSES)
+    {"logits": logits, "boxes": boxes, "masks": masks.embed}[part][2, 0] = float("nan")
+    found = find_instances(logits, masks, boxes, max_instances=QUERIES * CLASSES)
+    assert all(bool(x.isfinite().all()) for x in (found.scores, found.boxes_xyxy))
+    if part == "masks":  # the mask is empty and worth nothing
+        assert found.scores[found.queries == 2].tolist() == [0] * CLASSES
+    else:
+        assert f"1 of {QUERIES} queries are left out" in caplog.text
+        others = sound.queries != 2
+        torch.testing.assert_close(found.scores, sound.scores[others])
+        assert torch.equal(found.queries, sound.queries[others])

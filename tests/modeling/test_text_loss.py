@@ -83,6 +83,7 @@ def test_sum_over_words_in_pieces(monkeypatch, rows: int, learns: Tensor | None)
         torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.fault("D4")
 def test_nothing_to_learn_is_zero_with_a_gradient():
     states = torch.randn(5, 5, 6).double().requires_grad_()
     learns = torch.zeros(5, dtype=torch.bool)
@@ -92,6 +93,7 @@ def test_nothing_to_learn_is_zero_with_a_gradient():
     assert not states.grad.any()
 
 
+@pytest.mark.fault("D4")
 def test_rows_that_teach_nothing_may_hold_anything():
     states = torch.randn(5, 5, 6).double()
     states[1] = float("nan")  # an empty text

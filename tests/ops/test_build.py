@@ -39,6 +39,7 @@ def broken_compiler(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("N4")
 def test_no_compiler_is_said_once_and_the_reference_runs(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.INFO, logger="locap"):
@@ -112,6 +113,7 @@ def test_a_library_in_the_package_needs_no_compiler(fresh, monkeypatch):
     assert not (fresh / "ops").exists()
 
 
+@pytest.mark.fault("N4")
 def test_a_damaged_library_is_named(fresh, monkeypatch):
     path = fresh / "damaged.so"
     path.write_text("not a library")

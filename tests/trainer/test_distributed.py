@@ -44,6 +44,7 @@ def test_one_process_needs_no_group(monkeypatch):
         assert on_main(lambda: "text") == "text"
 
 
+@pytest.mark.fault("N8")
 def test_processes_share_the_cores(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)

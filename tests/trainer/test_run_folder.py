@@ -32,6 +32,7 @@ def test_a_run_is_found_from_itself_and_from_its_checkpoints(tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
+@pytest.mark.fault("B3")
 @pytest.mark.parametrize("path", ["", "nowhere", "file.pt"])
 def test_what_is_no_run_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
@@ -41,6 +42,7 @@ def test_what_is_no_run_is_refused(tmp_path, monkeypatch, path):
     assert "WEIGHT True" in str(caught.value)
 
 
+@pytest.mark.fault("B3")
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="The run's folder cannot be made: Not a directory") as caught:

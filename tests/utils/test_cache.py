@@ -68,3 +68,25 @@ def test_many_ranks_may_write_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     names = {path.stem for path in (tmp_path / "kind").iterdir()}
     assert len(names) <= ranks + 1
     assert not any(name.startswith(".") for name in names)
+
+
+@pytest.mark.fault("N7")
+@pytest.mark.parametrize("why", ["read-only", "no home"])
+def test_a_cache_that_cannot_be_written_to_costs_a_warning_only(monkeypatch, tmp_path: Path, caplog, why: str):
+    for name in ("LOCAP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if why == "read-only":
+        (tmp_path / "file").touch()  # nobody, not even root, can make a folder in it
+        monkeypatch.setenv("LOCAP_CACHE", str(tmp_path / "file" / "cache"))
+    else:
+        monkeypatch.setattr(Path, "home", _no_home)
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert cached_tensor("kind", "key", (1,), lambda: torch.tensor([3])).tolist() == [3]
+    if why == "read-only":
+        assert "nothing is cached in" in caplog.text
+    else:
+        assert [path.parent.parent.parent for path in tmp_path.rglob("*.safetensors")] == [tmp_path]
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")

@@ -100,6 +100,7 @@ def test_published_command_line():
     assert cfg.SOLVER.LR_MULTIPLIER == {"backbone": 0.1, "lang_encoder": 0.1}
 
 
+@pytest.mark.fault("G9")
 def test_original_file_loads_and_its_dead_keys_get_one_line(tmp_path: Path, caplog):
     path = write(tmp_path, yaml.safe_dump(nested(ORIGINAL)))
     with caplog.at_level(logging.WARNING):
@@ -179,6 +180,7 @@ def test_any_text_survives_being_written(text: str):
 # Mistakes
 
 
+@pytest.mark.fault("G1", "G2", "G3")
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -219,6 +221,7 @@ def test_wrong_override_is_explained(overrides: str, parts: list[str]):
     assert len(message.splitlines()) <= 12
 
 
+@pytest.mark.fault("G5", "G6", "G7")
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -247,12 +250,14 @@ def test_wrong_file_is_explained(tmp_path: Path, text: str, parts: list[str]):
     assert [part for part in parts if part not in message] == []
 
 
+@pytest.mark.fault("G7")
 def test_alias_bomb_is_refused(tmp_path: Path):
     lines = ["A0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"A{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     assert "at most 10000 values, aliases followed" in error(files=[write(tmp_path, "\n".join(lines))])
 
 
+@pytest.mark.fault("G5")
 def test_missing_file_names_the_near_one(tmp_path: Path):
     message = error(files=[SHIPPED.with_name("pix2cap_panoptic_segmentation_captionin.yaml")])
     assert f"did you mean {SHIPPED}?" in message
@@ -261,6 +266,7 @@ def test_missing_file_names_the_near_one(tmp_path: Path):
     assert "not UTF-8 text (byte 6)" in error(files=[tmp_path / "x.yaml"])
 
 
+@pytest.mark.fault("G4")
 def test_all_problems_are_reported_together(tmp_path: Path):
     path = write(tmp_path, "MODEL.NAME: pix2cap_model\nSEED: x\nLOG_EVERRY: 3\n")
     lines = error("FP16", "maybe", "SOLVER.GAMMA=1", files=[path, tmp_path / "absent.yaml"]).splitlines()
@@ -274,6 +280,7 @@ def test_model_must_be_named(tmp_path: Path):
     assert "MODEL.NAME is not set" in error(files=[write(tmp_path, "SEED: 1")])
 
 
+@pytest.mark.fault("G10")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, len(SHIPPED.read_text())),

@@ -24,6 +24,7 @@ def test_a_missing_path_is_a_usage_error(name):
         resolve(name, what="tokenizer")
 
 
+@pytest.mark.fault("H7")
 def test_an_unreachable_name_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -36,3 +37,31 @@ def test_an_unreachable_name_says_what_to_do(tmp_path, monkeypatch):
     assert "local folder with its files (vocab.txt)" in message
     assert "hf download owner/absent-model --local-dir absent-model" in message
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.fault("H7")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError", ("its repository is gated", "run `hf auth login` and accept its licence")),
+        ("RepositoryNotFoundError", ("has no such repository, or it is private", "hf download owner/model")),
+        ("RevisionNotFoundError", ("cannot be reached and nothing is cached", "local folder")),
+    ],
+)
+def test_what_the_hub_answers_is_told_with_the_way_out(monkeypatch, tmp_path, error, says):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def answer(self, name, timeout):
+        asked.append(timeout)
+        raise getattr(errors, error)("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", answer)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingDependencyError) as caught:
+        resolve("owner/model", what="caption tokenizer")
+    assert [part for part in says if part not in str(caught.value)] == []
+    assert asked == [5]

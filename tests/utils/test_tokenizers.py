@@ -32,11 +32,13 @@ def test_decoding_cleans_up_spaces_and_skips_special_tokens(vocabulary):
     assert tokenizer.decode([]) == ""
 
 
+@pytest.mark.fault("R10")
 def test_control_tokens_in_a_text_are_text(vocabulary):
     assert CaptionTokenizer.from_pretrained(vocabulary).encode("red [SEP] \x00") == [2, 6, 13, 15, 14, 3]
     assert TextTokenizer.from_pretrained(vocabulary, 7)(["[SEP]"]).tolist() == [[2, 13, 15, 14, 3, 3, 3]]
 
 
+@pytest.mark.fault("R10")
 def test_odd_texts_do_not_fail(vocabulary):
     tokenizer = CaptionTokenizer.from_pretrained(vocabulary)
     for text in ("", " \n", "\ud800 red", "🙂", "|||", "שלום", "a " * 10_000):

@@ -14,6 +14,7 @@ def test_strict_json_is_read(tmp_path):
     assert read_json(path) == {"a": [1, 2.5, "é\n", None, True], "b": {"a": 1}}
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -43,6 +44,7 @@ def test_bad_json_names_file_and_reason(tmp_path, content, says):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.fault("R2")
 def test_size_is_checked_before_reading(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("a: 1\n" * 100)
@@ -50,6 +52,7 @@ def test_size_is_checked_before_reading(tmp_path):
         read_text(path, 100, error=UsageError)
 
 
+@pytest.mark.fault("R1")
 def test_a_missing_file_names_its_nearest_sibling(tmp_path):
     (tmp_path / "pix2cap_coco_val.json").write_text("{}")
     with pytest.raises(DataError, match=r"did you mean .*pix2cap_coco_val\.json"):
@@ -60,6 +63,7 @@ def test_a_missing_file_names_its_nearest_sibling(tmp_path):
         read_json(tmp_path / "x" / "y.json")
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize("name", ["../b.jpg", "/etc/passwd", "a/../../b", "C:\\b.jpg", "..\\b", "", "a\0b", 7, "\\b"])
 def test_names_that_leave_their_folder_are_refused(tmp_path, name):
     with pytest.raises(DataError):

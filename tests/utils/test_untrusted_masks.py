@@ -48,6 +48,7 @@ def test_compressed_runs_are_checked_without_being_decoded():
     assert compressed_rle(rle) == {"size": [5, 5], "counts": rle["counts"].decode()}
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize(
     ("size", "counts"),
     [
@@ -81,6 +82,7 @@ def test_bad_rle_is_refused(size, counts):
         decode_rle([1, 2])
 
 
+@pytest.mark.fault("R8")
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=12) | st.text(max_size=12) | st.lists(st.integers(-3, 20), max_size=6))
 def test_any_counts_give_a_full_mask_or_an_error(counts):
@@ -113,10 +115,12 @@ def test_polygons_and_runs_in_text_form_are_the_same_pixels():
         compressed_rle({"size": [6, 9], "counts": text["counts"]})
 
 
+@pytest.mark.fault("R7")
 def test_far_points_are_clipped_not_fatal():
     assert polygons_to_mask([[-1e12, -1e12, 1e12, -1e12, 1e12, 1e12, -1e12, 1e12]], 6, 8).all()
 
 
+@pytest.mark.fault("R7")
 @pytest.mark.parametrize(
     "polygons",
     [[], [[]], [[1, 1]], [[1, 1, 2, 2]], [[1, 1, 2, 2, 3]], [[1, 1, 2, 2, 3, float("nan")]], [["a"] * 6], None, [None]],
@@ -126,6 +130,7 @@ def test_bad_polygons_are_refused(polygons):
         polygons_to_mask(polygons, 6, 8)
 
 
+@pytest.mark.fault("R7")
 def test_the_number_of_points_is_bounded():
     with pytest.raises(DataError, match="too many points"):
         polygons_to_mask([[0.0] * 200_002], 6, 8)

@@ -58,6 +58,7 @@ def test_texts_of_python_2(write):
     assert read_plain_pickle(write(b"(lp0\nS'left man'\np1\naI7\na.")) == ["left man", 7]
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize("protocol", [0, 1, 2])
 @pytest.mark.parametrize("value", [Runs(), OrderedDict(a=1), {1, 2}, b"bytes", [os.path.join]])
 def test_what_needs_an_import_is_refused_and_named(write, value, protocol):
@@ -78,6 +79,7 @@ def endless() -> list:
     return value
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize(
     ("data", "says"),
     [

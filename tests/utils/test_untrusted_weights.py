@@ -49,6 +49,7 @@ def test_bfloat16_arrays_load(tmp_path):
     assert torch.equal(load_tensors(tmp_path / "a.npz")["a/b"], wanted)
 
 
+@pytest.mark.fault("H4")
 def test_arrays_of_objects_are_refused(tmp_path):
     sentinel = tmp_path / "sentinel"
     np.savez(tmp_path / "a.npz", w=np.array([Payload(sentinel)], dtype=object))
@@ -57,6 +58,7 @@ def test_arrays_of_objects_are_refused(tmp_path):
     assert not sentinel.exists()
 
 
+@pytest.mark.fault("H5")
 def test_an_archive_that_swells_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", w=np.zeros(10**7, dtype=np.uint8))
     with pytest.raises(CheckpointError, match="far more memory"):
@@ -77,6 +79,7 @@ def save_bare(value, path):
     path.write_bytes(pickle.dumps(value))
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize(
     "save", [torch.save, lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False), save_bare]
 )
@@ -101,6 +104,7 @@ def test_objects_beside_the_tensors_are_named(tmp_path):
         load_tensors(tmp_path / "a.pth")
 
 
+@pytest.mark.fault("H6")
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -123,6 +127,7 @@ def test_other_files_are_recognised(tmp_path, name, content, says):
         load_tensors(tmp_path / name)
 
 
+@pytest.mark.fault("H6")
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_truncated_weights_are_named(tmp_path, name, share):

@@ -5,6 +5,7 @@ Shapes: B images, L cells of all levels, P proposals of an image.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 
 from .levels import NUM_LEVELS, Levels
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -102,7 +105,8 @@ def select_proposals(
         kept: boxes returned at most.
         nms_iou: a box that overlaps a better one by more than this is dropped.
     """
-    scores, cells = maps.heat.sigmoid().topk(min(candidates, maps.heat.shape[1]), dim=1)
+    heat = maps.heat.sigmoid().nan_to_num(nan=-1.0)  # NaN would come first
+    scores, cells = heat.topk(min(candidates, heat.shape[1]), dim=1)
     boxes = boxes_of_cells(maps.reach, levels).gather(1, cells[..., None].expand(-1, -1, 4))
     return [
         best_boxes(b, s, canvas=levels.canvas, nms_iou=nms_iou, kept=kept) for b, s in zip(boxes, scores, strict=True)
@@ -110,7 +114,14 @@ def select_proposals(
 
 
 def best_boxes(boxes: Tensor, scores: Tensor, *, canvas: tuple[int, int], nms_iou: float, kept: int) -> Boxes:
-    """Cut at the canvas, suppress, keep the best; boxes (N, 4) and scores (N,) in any order."""
+    """Cut at the canvas, suppress, keep the best; boxes (N, 4) and scores (N,) in any order.
+
+    What has no finite box or score is left out and counted in a warning: one NaN would suppress all others.
+    """
+    finite = boxes.isfinite().all(-1) & (scores >= 0)
+    boxes, scores = boxes[finite], scores[finite]
+    if lost := len(finite) - len(scores):
+        _log.warning("%d of %d boxes are left out: their score or place is not finite", lost, len(finite))
     boxes = clip_boxes_to_image(boxes, canvas)
     chosen = nms(boxes, scores, nms_iou)[:kept]
     return Boxes(boxes[chosen], scores[chosen])

@@ -120,6 +120,7 @@ def test_missing_weights(tmp_path):
         T5LanguageModel.from_pretrained(tmp_path, visual_dim=VISUAL_DIM, lora=None)
 
 
+@pytest.mark.fault("H7")
 def test_offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
