@@ -89,8 +89,9 @@ class PromptCriterion:
         return counts
 
     def detector_counts(self, levels: Levels, targets: Sequence[PromptTargets]) -> dict[str, float]:
-        """Count peaks, cells and images that a detector learns from."""
-        known = [centre_targets(target.boxes_xyxy, levels).counts for target in targets if target.detects]
+        """Count peaks, cells and images that a detector learns from; on the host."""
+        boxes = [t.boxes_xyxy if t.boxes_on_host is None else t.boxes_on_host for t in targets if t.detects]
+        known = [centre_targets(each, levels).counts for each in boxes]
         peaks, cells = (float(sum(column)) for column in zip(*known, strict=True)) if known else (0.0, 0.0)
         return {"peaks": peaks, "cells": cells, "detecting": float(len(known))}
 
