@@ -95,6 +95,7 @@ class PromptTargets:
         region_ids: N ids of the regions of the record; -1 for the whole image.
         task: the task that was drawn.
         seed: f(seed, epoch, sample index), as ``RegionTargets.seed``.
+        boxes_on_host: ``boxes_xyxy`` where they were before they were moved, for what is counted of them.
     """
 
     text: Tensor
@@ -112,6 +113,7 @@ class PromptTargets:
     region_ids: list[int] = field(default_factory=list)
     task: str = ""
     seed: int = 0
+    boxes_on_host: Tensor | None = None
 
     @classmethod
     def blank(cls, size: int) -> PromptTargets:
@@ -141,10 +143,11 @@ class PromptTargets:
         return unpack_masks(self.masks, width)
 
     def to(self, device: torch.device | str) -> PromptTargets:
-        """Move every tensor but ``text``, ``context``, ``learns`` and ``word_boxes``."""
+        """Move every tensor but ``text``, ``context``, ``learns`` and ``word_boxes``; the boxes are kept as well."""
         moved = _mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
         kept = {name: getattr(self, name) for name in ("text", "context", "learns", "word_boxes")}
-        return dataclasses.replace(moved, **kept)
+        boxes = self.boxes_xyxy if self.boxes_on_host is None else self.boxes_on_host
+        return dataclasses.replace(moved, **kept, boxes_on_host=boxes)
 
     def pin_memory(self) -> PromptTargets:
         """Pin every tensor, so that copies to a GPU need not wait."""

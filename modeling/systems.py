@@ -118,14 +118,14 @@ def build_trained(
         UsageError, CheckpointError: as `configured_weights`; also when the weights do not fit.
     """
     configured_weights(cfg)  # a wrong path is told before the model is built
-    cfg = _without_start(cfg)
+    cfg = without_start(cfg)
     system = find_system(cfg.MODEL.NAME)
     model = system.model(cfg, categories, tokenizer or system.tokenizer(cfg)).to(device)
     load_weights(model, cfg.RESUME_FROM)
     return model
 
 
-def _without_start(cfg: Any) -> Any:
+def without_start(cfg: Any) -> Any:
     """Return the configuration without the weights that training started from: all of them are replaced."""
     cfg = copy.deepcopy(cfg)
     with read_write(cfg):

@@ -94,8 +94,8 @@ def _decay_by_shape(parameter: nn.Parameter, rule: GroupRule) -> float:
     return rule.weight_decay if parameter.ndim > 1 else 0.0
 
 
-def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch.optim.Optimizer:
-    """Return the optimiser that the SOLVER section names; ``layers`` as in `parameter_groups`."""
+def configured_groups(model: nn.Module, solver: Any, layers: Layers = ()) -> list[dict[str, Any]]:
+    """Return the parameter groups that the SOLVER section describes; see `parameter_groups`."""
     rule = GroupRule(
         solver.LR_MULTIPLIER,
         solver.WEIGHT_DECAY,
@@ -105,7 +105,12 @@ def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch
         solver.WEIGHT_DECAY_BY == "shape",
         solver.LAYER_DECAY,
     )
-    groups = parameter_groups(model, solver.BASE_LR, rule, layers)
+    return parameter_groups(model, solver.BASE_LR, rule, layers)
+
+
+def build_optimizer(model: nn.Module, solver: Any, layers: Layers = ()) -> torch.optim.Optimizer:
+    """Return the optimiser that the SOLVER section names; ``layers`` as in `parameter_groups`."""
+    groups = configured_groups(model, solver, layers)
     if solver.OPTIMIZER == "SGD":
         fused = not any(is_shard(parameter) for group in groups for parameter in group["params"])
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=fused)  # torch has no other

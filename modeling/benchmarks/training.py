@@ -67,14 +67,14 @@ class Step:
         self.losses, self.model, self.batch = losses, model, batch
         self.optimizer, self.precision = optimizer, precision
         self.device = batch.images[0].device
+        self.counts = model.counts(batch)  # the host's work on what it has
 
     def __call__(self) -> None:
         """Do one step."""
         torch.manual_seed(0)  # of dropout and stochastic depth
-        counts = self.model.counts(self.batch)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             terms = self.losses(self.batch)
-        self.backward(sum(term.total * term.weight / counts[term.counted] for term in terms.values()))
+        self.backward(sum(term.total * term.weight / self.counts[term.counted] for term in terms.values()))
         self.update()
         self.model.zero_grad(set_to_none=True)
 

@@ -41,31 +41,41 @@ class _SmoothedDivergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx, logits: Tensor, words: Tensor, bias: Tensor | None, smoothing: float) -> Tensor:
         others = logits.shape[-1] - 1
         floor = smoothing / others
         entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(floor) if smoothing else 0.0
         partition = torch.empty(len(logits), device=logits.device)
         losses = torch.empty_like(partition)
         for x, word, total, loss in _in_pieces(logits, words, partition, losses):
-            x = x.float()
+            x = _with_bias(x, bias)
             torch.logsumexp(x, -1, out=total)
             chosen = x.gather(1, word[:, None])[:, 0]
             loss.copy_(total - floor * x.sum(-1) - (1 - smoothing - floor) * chosen + entropy)
-        ctx.save_for_backward(logits, words)
+        ctx.save_for_backward(logits, words, bias)
         ctx.smoothing, ctx.floor = smoothing, floor
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, words = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
+        logits, words, bias = ctx.saved_tensors
         out = torch.empty_like(logits)
+        of_bias = None if bias is None else torch.zeros(bias.shape, device=bias.device)
         for x, word, factor, part in _in_pieces(logits, words, grad, out):
-            slope = x.float().softmax(-1).sub_(ctx.floor)  # sums to one exactly, exp(x - log sum) would not
+            slope = part if part.dtype == torch.float32 else torch.empty(part.shape, device=part.device)
+            torch.softmax(_with_bias(x, bias), -1, out=slope).sub_(ctx.floor)  # sums to one, exp(x - log sum) would not
             peak = slope.new_full((len(word), 1), ctx.smoothing + ctx.floor - 1)
-            part.copy_(slope.scatter_add_(1, word[:, None], peak).mul_(factor[:, None]))
-        return out, None, None
+            slope.scatter_add_(1, word[:, None], peak).mul_(factor[:, None])
+            if slope is not part:
+                part.copy_(slope)
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+        return out, None, None if of_bias is None else of_bias.to(bias.dtype), None
+
+
+def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.float() if bias is None else x.float() + bias
 
 
 def _in_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -74,7 +84,9 @@ def _in_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
-def smoothed_caption_loss(logits: Tensor, words: Tensor, *, smoothing: float = 0.1) -> Tensor:
+def smoothed_caption_loss(
+    logits: Tensor, words: Tensor, *, bias: Tensor | None = None, smoothing: float = 0.1
+) -> Tensor:
     """Return per word KL(smoothed target || prediction), computed in float32: (N,).
 
     The target gives the word 1 - smoothing and every other word smoothing / (V - 1).
@@ -82,9 +94,10 @@ def smoothed_caption_loss(logits: Tensor, words: Tensor, *, smoothing: float = 0
     Args:
         logits: (N, V).
         words: int64 (N,).
+        bias: (V,), added to the logits a few rows at a time, which spares a pass over all of them.
         smoothing: epsilon.
     """
-    return _SmoothedDivergence.apply(logits, words, smoothing)
+    return _SmoothedDivergence.apply(logits, words, bias, smoothing)
 
 
 def caption_losses(
@@ -108,7 +121,8 @@ def caption_losses(
     read = torch.from_numpy(words[:, :-1])
     read, at, following = (x.to(tokens.device, non_blocking=True) for x in (read, at, following))
     states = captioner(tokens, read)
-    losses = smoothed_caption_loss(captioner.logits(states.flatten(0, 1)[at]), following)
+    logits = captioner.logits(states.flatten(0, 1)[at], with_bias=False)
+    losses = smoothed_caption_loss(logits, following, bias=captioner.output.bias)
     layers = np.repeat([r.layer for r in readings], [len(r.words) for r in readings])
     counts = {layer: int(spoken[layers == layer].sum()) for layer in dict.fromkeys(r.layer for r in readings)}
     parts = zip(counts, losses.split(list(counts.values())), strict=True)

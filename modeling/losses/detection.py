@@ -81,7 +81,7 @@ def centre_targets(
         levels: where the cells are.
         ranges: of half a diagonal, per level, both ends included.
     """
-    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(-1)].float()
+    boxes, real = boxes.float(), (boxes[:, 2:] > boxes[:, :2]).all(-1)
     cells = levels.centres(boxes.device)[:, None]  # L 1 2
     strides = levels.of_cells(levels.strides_xy(boxes.device))[:, None]
     if not len(boxes):
@@ -91,9 +91,9 @@ def centre_targets(
     offset = (cells - _centre_cells(boxes, levels)).abs()  # L G 2
     low, high = levels.of_cells(boxes.new_tensor(ranges))[..., None].unbind(1)  # L 1
     half_diagonal = (boxes[:, 2:] - boxes[:, :2]).norm(dim=-1) / 2
-    fits = (half_diagonal >= low) & (half_diagonal <= high)  # L G
+    fits = real & (half_diagonal >= low) & (half_diagonal <= high)  # L G
     peak = fits & (offset < 0.5 * strides).all(-1)
-    distance = offset.square().sum(-1) / _radius2(boxes)
+    distance = torch.where(real, offset.square().sum(-1) / _radius2(boxes), torch.inf)
     heat = torch.where(peak, 1.0, torch.exp(-distance.clamp(min=1e-6))).amax(1)
     reach = torch.cat((cells - boxes[:, :2], boxes[:, 2:] - cells), -1)  # L G 4
     near = fits & (offset < 1.5 * strides).all(-1) & (reach > 0).all(-1)
@@ -122,10 +122,10 @@ def centre_losses(maps: ProposalMaps, targets: Sequence[CentreTargets], learns: 
     """Compare the first stage of B images with their targets; only those that ``learns`` (B,) says count."""
     heat, reach, regressed = (torch.stack([getattr(t, name) for t in targets]) for name in CentreTargets.__slots__)
     regressed = regressed & learns[:, None]
-    found, wanted = maps.reach[regressed], reach[regressed]
-    giou = generalized_iou(_around_zero(found), _around_zero(wanted))
-    focal = heat_focal(maps.heat[learns], heat[learns])
-    return CentreSums(focal.sum(), (1 - giou).sum())
+    found, wanted = (torch.where(regressed[..., None], x, 1.0).flatten(0, 1) for x in (maps.reach, reach))
+    apart = 1 - generalized_iou(_around_zero(found), _around_zero(wanted))
+    focal = torch.where(learns[:, None], heat_focal(maps.heat, heat), 0.0)
+    return CentreSums(focal.sum(), torch.where(regressed.flatten(), apart, 0.0).sum())
 
 
 def heat_focal(
@@ -165,9 +165,13 @@ def roi_losses(
         valid = (sample.xyxy[:, 2:] > sample.xyxy[:, :2]).all(-1)
         each = F.cross_entropy(logits, sample.positive.long(), reduction="none")
         objects = objects + torch.where(valid, each, 0.0).sum() / valid.sum().clamp(min=1)
-        learned = sample.positive & valid
-        wanted = encode_deltas(sample.xyxy[learned], real[sample.objects[learned]])
-        boxes = boxes + (deltas[learned] - wanted).abs().sum() / num_samples
+        if not len(real):
+            continue
+        learned = (sample.positive & valid)[:, None]
+        unit = torch.arange(4, device=real.device, dtype=torch.float32)  # stands for boxes that have no deltas
+        regions, objects_of = (torch.where(learned, x, unit) for x in (sample.xyxy, real[sample.objects]))
+        apart = (deltas - encode_deltas(regions, objects_of)).abs()
+        boxes = boxes + torch.where(learned, apart, 0.0).sum() / num_samples
     return RoiSums(objects, boxes)
 
 

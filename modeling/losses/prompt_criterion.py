@@ -89,8 +89,9 @@ class PromptCriterion:
         return counts
 
     def detector_counts(self, levels: Levels, targets: Sequence[PromptTargets]) -> dict[str, float]:
-        """Count peaks, cells and images that a detector learns from."""
-        known = [centre_targets(target.boxes_xyxy, levels).counts for target in targets if target.detects]
+        """Count peaks, cells and images that a detector learns from; on the host."""
+        boxes = [t.boxes_xyxy if t.boxes_on_host is None else t.boxes_on_host for t in targets if t.detects]
+        known = [centre_targets(each, levels).counts for each in boxes]
         peaks, cells = (float(sum(column)) for column in zip(*known, strict=True)) if known else (0.0, 0.0)
         return {"peaks": peaks, "cells": cells, "detecting": float(len(known))}
 
@@ -100,17 +101,17 @@ class PromptCriterion:
 
     def _traced(self, text: Tensor, word_boxes: Tensor, learns: Tensor) -> Tensor:
         """Return which words learn a place of their own: bool (R, T)."""
-        words = token_mask(text, "begin,end,pad", **self._ids) & learns.to(text.device)[:, None]
+        words = token_mask(text, "begin,end,pad", **self._ids) & learns.to(text.device, non_blocking=True)[:, None]
         return located(word_boxes.unflatten(-1, (2, 2)), words)
 
     def _boxed(self, text: Tensor, task: str, learns: Tensor) -> Tensor:
         """Return which tokens learn the box of their text: bool (R, T); those of a narrative have other places."""
         last = token_mask(text, "^end-1", **self._ids)
-        return last & learns.to(text.device)[:, None] & (task != "trace")
+        return last & learns.to(text.device, non_blocking=True)[:, None] & (task != "trace")
 
     def texts(self, language: LanguageModel, states: Tensor, rows: PromptRows) -> Losses:
         """Compare predicted words, from states (R, T, D)."""
-        learns = rows.learns[:, 0].to(states.device)
+        learns = rows.learns[:, 0].to(states.device, non_blocking=True)
         weight = self.weights.text
         term = text_loss(
             language, states, rows.text, learns=learns, smoothing=self.smoothing, weight=weight, **self._ends
@@ -166,7 +167,8 @@ class PromptCriterion:
     ) -> tuple[Losses, list[RoiSamples]]:
         """Return a detector's losses, and the regions of each image that its second stage learned from."""
         truth = [target.boxes_xyxy if target.detects else None for target in targets]
-        learns = torch.tensor([target.detects for target in targets], device=maps.proposals.heat.device)
+        learns = torch.tensor([target.detects for target in targets])
+        learns = learns.to(maps.proposals.heat.device, non_blocking=True)
         wanted = [centre_targets(target.boxes_xyxy, maps.levels) for target in targets]
         first = centre_losses(maps.proposals, wanted, learns)
         samples = detector.sample(maps, truth, [target.seed for target in targets])

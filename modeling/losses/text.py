@@ -76,8 +76,9 @@ def text_loss(
     spoken = spoken_words(text, end_id=end_id, pad_id=pad_id)
     if learns is not None:
         spoken = spoken & learns[:, None]
-    spoken, following = spoken.to(states.device), text[:, 1:].to(states.device)
-    states, following = states[:, :-1][spoken], following[spoken]
+    at = spoken.flatten().nonzero()[:, 0].to(states.device, non_blocking=True)
+    following = text[:, 1:].flatten().to(states.device, non_blocking=True)[at]
+    states = states[:, :-1].flatten(0, 1)[at]
     total = states.new_zeros((), dtype=torch.float32) + 0 * states.sum().float()  # a graph even without words
     for piece, words in zip(states.split(ROWS), following.split(ROWS), strict=True):
         total = total + checkpoint(_piece, model, piece, words, smoothing, use_reentrant=False)

@@ -75,6 +75,17 @@ def test_caption_loss_allocates_nothing_as_large_as_the_logits_but_their_gradien
     assert not before - {0, logits.data_ptr()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_may_be_added_by_the_loss(dtype: torch.dtype):
+    logits, bias = torch.randn(40, 30).to(dtype).requires_grad_(), torch.randn(30, requires_grad=True)
+    words, factors = torch.randint(0, 30, (40,)), torch.rand(40)
+    found = smoothed_caption_loss(logits, words, bias=bias)
+    expected = smoothed_caption_loss(logits.float() + bias, words)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(loss @ factors, (logits, bias)) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_caption_loss_is_computed_in_float32():
     logits = torch.randn(5, 40).bfloat16()
     words = torch.randint(0, 40, (5,))

@@ -103,9 +103,11 @@ def roi_features(pyramid: Sequence[Tensor], levels: Levels, boxes: Sequence[Tens
         output_size=len(every),
     )
     level_of = level_of_boxes(every)
+    order = level_of.argsort(stable=True)
+    counts = (level_of[:, None] == torch.arange(NUM_LEVELS, device=every.device)).sum(0).tolist()  # the host waits
     out = pyramid[0].new_zeros(len(every), pyramid[0].shape[1], pooled, pooled, dtype=torch.float32)
-    for level, (features, stride) in enumerate(zip(pyramid, levels.strides_xy(every.device), strict=True)):
-        chosen = (level_of == level).nonzero()[:, 0]
+    each = zip(pyramid, levels.strides_xy(every.device), order.split(counts), strict=True)
+    for features, stride, chosen in each:
         rois = torch.cat((image[chosen, None].float(), every[chosen] / stride.repeat(2) + 1), 1)
         sampled = roi_align(F.pad(features.float(), (1, 1, 1, 1)), rois, pooled, sampling_ratio=2, aligned=True)
         out = out.index_copy(0, chosen, sampled)
