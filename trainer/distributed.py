@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..utils import fault_points
 from ..utils.errors import LocapError, MissingDependencyError, UsageError, describe
 from . import rendezvous
 from .failures import Failures
@@ -85,6 +86,7 @@ def process_group(
         MissingDependencyError: rank 0 cannot be reached.
     """
     launch, timeouts = discover(), timeouts or Timeouts()
+    fault_points.activate(rank=launch.rank)
     if launch.size == 1:
         yield World(0, 1, launch.local_rank, pick_device(device, max(launch.local_rank, 0)), launch.launcher)
         return

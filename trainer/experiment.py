@@ -38,7 +38,7 @@ from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
 from .loop import FIRST_STEP, STEP, WAITING, Hooks, StepReport, TrainingLoop
 from .optimizer import Layers, build_optimizer, build_schedule
 from .parallel import Replicas, compile_blocks
-from .progress import ProgressBar
+from .progress import ProgressBar, training_note
 from .run_folder import make_run_folder, resumed_run, writable
 from .run_lock import lock_run
 from .saving import Saver
@@ -226,7 +226,7 @@ class TrainingRun:
         if self.world.is_main:
             _log.debug("step %d loss %.4f", report.step, report.loss)
             self.spikes.add(report.step, report.loss, report.image_ids)
-            self.note = f"loss {report.loss:.3f}  {report.images_per_second:.1f} images/s"
+            self.note = training_note(report.loss, report.images_per_second, report.data_wait, report.mfu)
 
     note = ""
 

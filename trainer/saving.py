@@ -10,6 +10,7 @@ from torch import nn
 
 from ..modeling.checkpoints.loader import load_weights
 from ..utils import untrusted
+from ..utils.files import write_text
 from . import sharded
 from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer
 from .checkpoint_files import verify
@@ -97,7 +98,9 @@ class Saver:
         check_continuation(self.cfg, self.folder)
         given = Path(self.cfg.RESUME_FROM)
         if given == self.folder:
-            return self.checkpoints.newest()
-        verify(given)
-        self.checkpoints.go_back(given)
+            given = self.checkpoints.newest()
+        else:
+            verify(given)
+            self.checkpoints.go_back(given)
+        write_text(self.folder / "latest", given.name + "\n")  # a killed process may not have come to it
         return given
