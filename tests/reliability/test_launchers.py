@@ -103,7 +103,7 @@ def test_a_stopped_rank_is_named(launcher, job, scale, figure):
         assert "stacks of rank 0:" in done.err
         worst = max(worst, done.ended - float(re.search(r"stopped at ([\d.]+)", done.err).group(1)) - 3)
     assert done.code == code_of(launcher, 70)
-    assert worst < 5
+    assert worst < (5 if launcher is mpirun else 10)  # of which torchrun takes a part to end itself
     figure("T13", f"{launcher.__name__}: {trials} of {trials} stopped ranks named, job over <= limit + {worst:.1f} s")
 
 
