@@ -70,7 +70,7 @@ def write(path: Path, reports: list[Report]) -> None:
 def _ratios(ours: Measurement, other: Measurement) -> dict[str, float]:
     return {
         "images/s": ours.images_per_second / other.images_per_second,
-        **({"bytes a batch": other.batch_bytes / ours.batch_bytes} if ours.batch_bytes else {}),
+        **({"bytes a batch": other.batch_bytes / ours.batch_bytes} if ours.batch_bytes and other.batch_bytes else {}),
         "CPU time": other.cpu_per_image / ours.cpu_per_image,
         "own memory": other.memory[-1].own / ours.memory[-1].own,
     }
