@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .memory import Memory, bytes_of, children, memory_of
+from .memory import Memory, bytes_of, children, cpu_seconds, memory_of
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class Measurement:
     Attributes:
         name: of the loader.
         images_per_second: median over the epochs after the first.
+        cpu_per_image: processor seconds of all processes, median over the same epochs; steadier on a busy machine.
         batch_bytes: bytes of a batch's tensors, mean over an epoch.
         started: memory of the loader processes after their first batch.
         memory: the same after each epoch.
@@ -40,6 +41,7 @@ class Measurement:
 
     name: str
     images_per_second: float
+    cpu_per_image: float
     batch_bytes: float
     started: Memory
     memory: list[Memory]
@@ -54,6 +56,7 @@ class _Found:
     pids: set[int] = field(default_factory=set)
     started: Memory | None = None
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     weight: float = 0.0
 
@@ -75,6 +78,7 @@ def measure_in_turn(ways: Sequence[Way], *, images: int, batch: int, epochs: int
         Measurement(
             way.name,
             images / statistics.median(values.seconds[1:] or values.seconds),
+            statistics.median(values.cpu[1:] or values.cpu) / images,
             values.weight * batch / images,
             values.started,
             values.memory,
@@ -84,7 +88,7 @@ def measure_in_turn(ways: Sequence[Way], *, images: int, batch: int, epochs: int
 
 
 def _run_epoch(way: Way, found: _Found) -> None:
-    before, weight, started = children(), 0, time.perf_counter()
+    before, weight, started, cpu = children(), 0, time.perf_counter(), cpu_seconds(found.pids)
     for loaded in next(way.epochs):
         if found.started is None:
             found.pids = children() - before
@@ -92,5 +96,6 @@ def _run_epoch(way: Way, found: _Found) -> None:
         way.receive(loaded)
         weight += bytes_of(loaded)
     found.seconds.append(time.perf_counter() - started)
+    found.cpu.append(cpu_seconds(found.pids) - cpu)
     found.memory.append(memory_of(found.pids))
     found.weight = weight

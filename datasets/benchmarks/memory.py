@@ -1,10 +1,12 @@
-"""Memory of loader processes, and what a batch weighs on its way from one."""
+"""Memory and processor time of loader processes, and what a batch weighs on its way from one."""
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ def memory_of(pids: Iterable[int]) -> Memory:
     """Return the memory of processes, summed up; on Linux."""
     each = [_memory_of(pid) for pid in pids]
     return Memory(sum(memory.own for memory in each), sum(memory.share for memory in each))
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the processor time of this process and of others, on Linux."""
+    total = time.process_time()
+    for pid in pids:
+        values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        total += (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def children() -> set[int]:

@@ -34,12 +34,21 @@ class Report:
         """Print a row per loader."""
         title = f"{self.command} ({', '.join(f'{value} {name}' for name, value in self.options.items())})"
         table = Table(title=title)
-        names = ("images/s", "MB a batch", "own memory MB", "with its share MB", "after each epoch", "growth")
+        names = (
+            "images/s",
+            "CPU ms an image",
+            "MB a batch",
+            "own memory MB",
+            "with its share MB",
+            "after each epoch",
+            "growth",
+        )
         for column in ("", *names):
             table.add_column(column, justify="left" if not column else "right")
         for each in self.measurements:
             last, over = each.memory[-1], " ".join(f"{memory.own:.1f}" for memory in (each.started, *each.memory))
-            values = (f"{each.images_per_second:.2f}", f"{each.batch_bytes / 1e6:.2f}", f"{last.own:.1f}")
+            values = [f"{each.images_per_second:.2f}", f"{1e3 * each.cpu_per_image:.1f}"]
+            values += [f"{each.batch_bytes / 1e6:.2f}", f"{last.own:.1f}"]
             table.add_row(each.name, *values, f"{last.share:.1f}", over, f"{each.growth():.1%}")
         console.print(table)
         for name, value in {**self.facts, **self.ratios()}.items():
@@ -61,6 +70,7 @@ def write(path: Path, reports: list[Report]) -> None:
 def _ratios(ours: Measurement, other: Measurement) -> dict[str, float]:
     return {
         "images/s": ours.images_per_second / other.images_per_second,
-        **({"bytes a batch": other.batch_bytes / ours.batch_bytes} if ours.batch_bytes else {}),
+        **({"bytes a batch": other.batch_bytes / ours.batch_bytes} if ours.batch_bytes and other.batch_bytes else {}),
+        "CPU time": other.cpu_per_image / ours.cpu_per_image,
         "own memory": other.memory[-1].own / ours.memory[-1].own,
     }
