@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -44,6 +45,7 @@ class Board:
 
     def enter(self, worker: int) -> None:
         """Note a process's id, in that process."""
+        gc.freeze()  # collecting what was there before the fork would copy its pages
         self._rows[worker, 0] = os.getpid()
 
     @contextlib.contextmanager

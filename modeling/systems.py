@@ -44,9 +44,9 @@ class System:
 
     tokenizer: Callable[[Any], Any]
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
-    blocks: Callable[[nn.Module], list[nn.Module]]
     starts_fresh: tuple[str, ...] = ()
     targets: type[Targets] = RegionTargets
+    blocks: Callable[[nn.Module], list[nn.Module]] = repeated_blocks
     layers: Callable[[nn.Module], Layers] | None = None
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
 
@@ -55,16 +55,16 @@ SYSTEMS = {
     "pix2cap_model": System(
         pix2cap.build_tokenizer,
         pix2cap.build_pix2cap,
-        lambda m: repeated_blocks(m.backbone, m.pixel_decoder, m.decoder, m.captioner),
         pix2cap.STARTS_FRESH,
+        blocks=lambda m: repeated_blocks(m.backbone, m.pixel_decoder, m.decoder, m.captioner),
         exports={"original": pix2cap.original_pix2cap},
     ),
     "pixelllm_model": System(
         pixelllm.build_language_tokenizer,
         pixelllm.build_pixelllm,
-        lambda m: repeated_blocks(m.encoder, m.language),
         pixelllm.STARTS_FRESH,
         targets=PromptTargets,
+        blocks=lambda m: repeated_blocks(m.encoder, m.language),
         layers=pixelllm.encoder_layers,
     ),
 }

@@ -97,7 +97,8 @@ class TrainingRun:
         self.loop = build_loop(self.model, cfg, world, self.max_steps, on_skip=self._keep_skipped)
         self.folder = make_run_folder(cfg)
         with contextlib.ExitStack() as if_it_fails:
-            self.lock = if_it_fails.enter_context(lock_run(self.folder, world))
+            self.lock = lock_run(self.folder, world)
+            if_it_fails.enter_context(self.lock)
             self.saver = Saver(self.folder, self.model, self.loop, cfg, world)
             if cfg.RESUME:
                 self.saver.resume()
@@ -285,7 +286,7 @@ class TrainingRun:
         if self.world.is_main and figures:
             self._tell(scored, figures, final)
             sheets = {each.name: folder / each.folder / PICTURES / "all.png" for each in sets}
-            self.trackers.pictures("evaluate", step, {name: path for name, path in sheets.items() if path.exists()})
+            self.trackers.pictures("pictures", step, {name: path for name, path in sheets.items() if path.exists()})
         return figures
 
     def _stops_evaluation(self) -> bool:

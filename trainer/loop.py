@@ -15,6 +15,7 @@ from ..datasets.bad_samples import BadSample
 from ..datasets.batches import Batch, RegionTargets, Targets
 from ..utils.errors import NumericError
 from ..utils.fault_points import reach
+from ..utils.machine import explain
 from .checkpoint import TrainingState
 from .distributed import World, sum_numbers, sum_over_ranks
 from .ema import MovingAverage
@@ -93,7 +94,7 @@ class TrainingLoop:
 
     Args:
         model: a system: ``model(batch, step_seed)`` gives `LossTerm`s and ``model.counts(batch)`` what they count.
-        optimizer, schedule: see ``trainer/optimizer.py``; a fused optimiser, which can leave a step out by itself.
+        optimizer, schedule: see ``trainer/optimizer.py``.
         world: this process among its peers.
         replicas: how the model is shared with them; None: every rank holds it.
         seed: dropout and the class sentences are functions of it and of the step.
@@ -162,7 +163,10 @@ class TrainingLoop:
                 raise RuntimeError("the loader ended before the last step")
             hooks.mark(phase, self.state.step)
             phase = STEP
-            terms, norm, lrs = self._first_step(window) if self._counts_flops() else self.step(window)
+            try:
+                terms, norm, lrs = self._first_step(window) if self._counts_flops() else self.step(window)
+            except (torch.OutOfMemoryError, MemoryError) as err:
+                raise explain(err, where=self._describe(window)) from err
             self._count_position(len(window), steps_per_epoch)
             if hooks.should_report(self.state.step):
                 ids = [image for batch in window for image in batch.image_ids]
@@ -179,6 +183,10 @@ class TrainingLoop:
                 return
             self.meter.count(len(batch))
             yield batch.to(self.world.device)
+
+    def _describe(self, window: list[Batch]) -> str:
+        sizes = ["x".join(map(str, image.shape[-2:])) for batch in window for image in batch.images]
+        return f"step {self.state.step + 1}, images of {', '.join(sizes)} pixels"
 
     def _counts_flops(self) -> bool:
         return self.peak_tflops is not None and self.meter.flops_per_image is None
@@ -249,20 +257,27 @@ class TrainingLoop:
     def _update(self, step: int) -> Tensor:
         """Clip and let the optimiser do its step; where the gradient is not finite, nothing changes.
 
-        The fused optimisers look at ``found_inf`` on the device, so the host need not know.
+        Fused optimisers look at ``found_inf`` on the device, so the host need not know.
         """
         self._scaler.unscale_(self.optimizer)
         norm = self.replicas.clip(self._trained, self.clip_norm or float("inf"))
         skipped = (~norm.isfinite()).float()
-        if not self._scaler.is_enabled():
-            self.optimizer.found_inf = skipped
         reach("step.optimizer")
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        self._step_optimizer(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step, skipped)
         return norm
+
+    def _step_optimizer(self, skipped: Tensor) -> None:
+        if self._scaler.is_enabled():
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif all(group.get("fused") for group in self.optimizer.param_groups):
+            self.optimizer.found_inf = skipped
+            self.optimizer.step()
+        elif not bool(skipped):  # SGD on shards has no fused kernel: the host waits
+            self.optimizer.step()
 
     def _count_position(self, num_batches: int, steps_per_epoch: int) -> None:
         self.state.batch += num_batches

@@ -109,8 +109,10 @@ class Replicas:
             yield
         finally:
             for part in parts:
+                part.reshard()
                 part.set_reshard_after_forward(part is not self.model, recurse=False)
-            _forget_calls(self.model)
+            # the next backward pass would gather in the order of these calls too, which differs between ranks
+            self.model._get_fsdp_state()._comm_ctx.post_forward_order.clear()
 
 
 def shard(
@@ -197,11 +199,6 @@ def _unsynchronised(model: FSDPModule) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)
-
-
-def _forget_calls(model: FSDPModule) -> None:
-    """Share the parameters again, and forget who called what: the next backward pass would gather by that order."""
-    model.reset_iter_state()
 
 
 def _enter(model: nn.Module) -> None:

@@ -99,6 +99,9 @@ def shortened(text: str, most: int = MAX_SHOWN) -> str:
 
 def describe(error: BaseException) -> tuple[str, int]:
     """Return what the user reads about an error that ends a command, and the exit code."""
+    from .machine import explain  # it needs the errors of this module
+
+    error = explain(error) or error
     if isinstance(error, LocapError):
         return str(error) if isinstance(error, Stopped) else f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):

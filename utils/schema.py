@@ -286,6 +286,8 @@ class Config:
             yield "RESUME_FROM", "WEIGHT is true, but RESUME_FROM names no weights file"
         if cfg.FP16 and cfg.PRECISION not in ("auto", "fp16"):
             yield "PRECISION", f"FP16 is true, but PRECISION is {cfg.PRECISION}"
+        if cfg.PARALLEL.STRATEGY == "fsdp" and "fp16" in (cfg.PRECISION, "fp16" if cfg.FP16 else ""):
+            yield "PARALLEL.STRATEGY", "fsdp goes with PRECISION bf16 or fp32, not with the loss scaling of fp16"
         inputs = cfg.COCO.INPUT
         if inputs.MIN_SCALE > inputs.MAX_SCALE:
             yield "COCO.INPUT.MIN_SCALE", f"MIN_SCALE {inputs.MIN_SCALE} > MAX_SCALE {inputs.MAX_SCALE}"

@@ -1,18 +1,20 @@
-"""Everything a GPU can say about deformable attention, on a machine that has torch, nvcc and no network.
+"""Everything a GPU can say about deformable attention and training, on a machine with torch, nvcc and no network.
 
     python tests/gpu/check.py [--output output/gpu-check.json] [--quick]
 
 Builds the kernels, runs ``tests/gpu``, measures the kernels at the encoder's real sizes beside the reference and the
 operator inside transformers, and prints a summary; the JSON holds every number. Floors are this machine's: bandwidth
 and additions to memory are measured, first-level cache and arithmetic follow from clock and multiprocessors. Times are
-of CUDA graphs with a cache flush before every call, the flush subtracted. Exit code 1 if a test or a
-measurement failed.
+of CUDA graphs with a cache flush before every call, the flush subtracted. Where the other requirements are installed
+too, a step in half precision is compared with float32, a tiny system is trained on all GPUs, and the full-size Pix2Cap
+step (1024 pixels, batch 4, bf16) is timed beside the published code's. Exit code 1 if a test or a measurement failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import subprocess
@@ -290,6 +292,41 @@ def run_tests(folder: str) -> dict[str, int]:
     return {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
 
 
+def training(report: dict, folder: str) -> None:
+    """Add what `training` measures to the report; what fails or is not installed goes to its "failed" or "left out"."""
+    missing = [name for name in ("omegaconf", "transformers", "timm") if importlib.util.find_spec(name) is None]
+    if missing:
+        report["left out"] = f"training: {', '.join(missing)} not installed"
+        return
+    sys.path.insert(0, str(Path(__file__).parent))
+    from training import KEYS, distributed, full_step, mixed_precision
+
+    from locap.modeling.benchmarks.workload import SHAPES, build, draw_batch
+
+    def half_precision() -> dict:
+        quiet = ("MODEL.TEXT_DECODER.DROPOUT", "0", "MODEL.BACKBONE.FOCAL.DROP_PATH_RATE", "0")
+        model = build("tiny", [], (*KEYS, *quiet))
+        found = mixed_precision(model, draw_batch(SHAPES["tiny"], model.captioner.words.num_embeddings), "cuda")
+        report["failed"] += [f"{name} differs: {each}" for name, each in found.items() if not each["within"]]
+        return found
+
+    def on_all_gpus() -> dict:
+        found = distributed(torch.cuda.device_count(), Path(folder) / "run", ROOT)
+        report["failed"] += [f"torchrun: {found['said']}"] if found["code"] else []
+        return found
+
+    for name, measure in (
+        ("mixed precision", half_precision),
+        ("all GPUs", on_all_gpus),
+        ("full step", lambda: full_step("cuda")),
+    ):
+        try:
+            report[name] = measure()
+        except (RuntimeError, subprocess.TimeoutExpired) as err:
+            report["failed"].append(f"{name}: {err}")
+        torch.cuda.empty_cache()
+
+
 def importable(folder: str) -> None:
     """Let this process and those it starts import the clone as ``locap``, whatever its folder is called."""
     (Path(folder) / "locap").symlink_to(ROOT, target_is_directory=True)
@@ -342,11 +379,14 @@ def main() -> int:
                 except RuntimeError as err:  # the other sizes and the tests' result are still worth having
                     report["failed"].append(f"N={batch} D={dim} {points}: {err}")
                 torch.cuda.empty_cache()
+        training(report, folder)
         report["goals"], report["seconds"] = goals(report["rows"]), time.monotonic() - started
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{rates['name']}: memory {rates['memory'] / 1e12:.2f} TB/s; tests {report['tests']}")
     print(*map(describe, report["rows"]), sep="\n")
+    parts = ("mixed precision", "all GPUs", "full step", "left out")
+    print(*(f"{name}: {json.dumps(report[name])}" for name in parts if name in report), sep="\n")
     print(*(f"not measured: {why}" for why in report["failed"]), sep="\n")
     print(*(f"{name}: {value:.2f}" for name, value in report["goals"].items()), sep="\n")
     print(f"{report['seconds']:.0f} s; every number: {options.output}")

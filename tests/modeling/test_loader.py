@@ -49,6 +49,7 @@ def refused(path: Path, **kwargs) -> CheckpointError:
     return caught.value
 
 
+@pytest.mark.fault("H1")
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
 @pytest.mark.parametrize("nest", [None, "model", "module", "state_dict"])
 def test_prefixes_and_nesting(tmp_path: Path, prefix: str, nest: str | None):

@@ -241,13 +241,13 @@ def test_a_compiled_block_gives_the_same_numbers(build, make_batch):
             compile_blocks(model.decoder.ffn[:1])
         terms = model(make_batch([3]), 0)
         sum(term.total for term in terms.values()).backward()
-        norm = model.decoder.ffn[0].fc1.weight.grad.norm()
+        norm = model.decoder.ffn[0].linear1.weight.grad.norm()
         return {name: float(term.total.detach()) for name, term in terms.items()} | {"gradient": float(norm)}
 
     assert losses(True) == pytest.approx(losses(False), rel=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.03), ("fp16", 0.01)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.01), ("fp16", 0.005)])
 def test_a_step_in_half_precision_is_near_one_in_single(precision, tolerance, build, make_batch):
     """Losses of a batch whose queries are matched alike, and the norm of the gradient."""
     found = {}

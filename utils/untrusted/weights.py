@@ -199,9 +199,9 @@ def _first_global(path: str | Path) -> str | None:
 
 
 def _broken_weights(path: str | Path, reason: str) -> CheckpointError:
-    size, first_sentence = Path(path).stat().st_size, re.split(r"\. |\n", reason)[0].rstrip(".")
+    size, first_sentence = Path(path).stat().st_size, re.split(r"\. |\n", reason.strip())[0].rstrip(".")
     return CheckpointError(
-        f"The weights file is truncated or corrupt: {first_sentence}.",
+        f"The weights file is truncated or corrupt: {first_sentence or 'it is no checkpoint'}.",
         where=shown(path),
         value=f"{size} bytes",
         fix="download the file again and compare its size",
