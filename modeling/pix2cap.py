@@ -290,8 +290,11 @@ class Pix2Cap(nn.Module):
 
     def _by_size(self, function: Callable[[Batch], list], batch: Batch) -> list:
         """Call with the images of one padded size after the other; answers in the order of the batch."""
-        groups = [range(len(batch))] if self.joint_padding else self.images.by_size(batch.images)
-        answers = {row: answer for rows in groups for row, answer in zip(rows, function(batch.select(rows)), strict=True)}
+        if self.joint_padding:
+            return function(batch)
+        answers = {}
+        for rows in self.images.by_size(batch.images):
+            answers |= zip(rows, function(batch.select(rows)), strict=True)
         return [answers[row] for row in range(len(batch))]
 
     def _segment(self, decoded: DecodedQueries, padded: tuple[int, int], batch: Batch) -> list[Segmentation]:
