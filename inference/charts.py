@@ -63,6 +63,9 @@ def is_finite(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+EVENTS = ("train", "evaluate", "pictures")
+
+
 def read_log(path: str | Path) -> RunLog:
     """Read ``metrics.jsonl``; lines torn by a crash are left out.
 
@@ -76,6 +79,8 @@ def read_log(path: str | Path) -> RunLog:
         event = _event(line)
         if event is None:
             torn += bool(line.strip())
+            continue
+        if event["event"] == "pictures":
             continue
         events = getattr(run, event["event"])
         while events and events[-1]["step"] > event["step"]:
@@ -91,7 +96,7 @@ def _event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    known = isinstance(event, dict) and event.get("event") in ("train", "evaluate") and is_finite(event.get("step"))
+    known = isinstance(event, dict) and event.get("event") in EVENTS and is_finite(event.get("step"))
     return event if known and all(isinstance(event.get(group, {}), dict) for group in ("losses", "metrics")) else None
 
 
