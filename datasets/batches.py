@@ -7,7 +7,7 @@ where they are used (`RegionTargets.masks`, `PromptTargets.unpacked_masks`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -182,6 +182,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Return some of the images, with their targets if there are any."""
+        parts = (self.images, self.targets, self.image_ids, self.output_sizes)
+        return Batch(*([part[row] for row in rows] if part else [] for part in parts))
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor but those of the targets that stay on the host, without waiting for the copies."""

@@ -91,6 +91,7 @@ def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTo
         search=_caption_search(model.TEXT_DECODER),
         auxiliary=_auxiliary(model, categories, tokenizer),
         class_query_in_panoptic=decoder_cfg.CLASS_QUERY_IN_PANOPTIC,
+        joint_padding=decoder_cfg.TEST.JOINT_PADDING,
     )
     _freeze(system, cfg)
     return system.train()

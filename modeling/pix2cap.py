@@ -9,7 +9,7 @@ Shapes: B images, Q object queries, D width, K classes, R regions to describe, M
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,8 @@ class Pix2Cap(nn.Module):
         auxiliary: heads that learn from every position of the mask features, by the name of their loss.
         class_query_in_panoptic: let the class query (last row) become segments and instances, without a caption, and
             add to the semantic scores, as X-Decoder does.
+        joint_padding: predict images of all sizes at once, padded to one, as published. The padding reaches what is
+            seen: each image's answer then depends on the sizes of its mates.
         search: how captions are looked for.
 
     Attributes:
@@ -121,6 +123,7 @@ class Pix2Cap(nn.Module):
         search: CaptionSearch,
         auxiliary: Mapping[str, DenseHead] | None = None,
         class_query_in_panoptic: bool = True,
+        joint_padding: bool = False,
     ) -> None:
         super().__init__()
         self.categories = tuple(categories)
@@ -132,7 +135,7 @@ class Pix2Cap(nn.Module):
         self.class_texts, self.tokenizer = class_texts, tokenizer
         self.criterion, self.options = criterion, options
         self.modes, self.thresholds, self.search = modes, thresholds, search
-        self.class_query_in_panoptic = class_query_in_panoptic
+        self.class_query_in_panoptic, self.joint_padding = class_query_in_panoptic, joint_padding
 
     def train(self, mode: bool = True) -> Pix2Cap:
         """Switch modes; the class texts are encoded anew after training."""
@@ -264,6 +267,9 @@ class Pix2Cap(nn.Module):
             A record per image at its output size. Each of the modes fills its own fields: an id map and a region per
             segment, with category, box, score (of the class) and caption; ``instances``; ``semantic``.
         """
+        return self._by_size(self._predict, batch)
+
+    def _predict(self, batch: Batch) -> list[Record]:
         images = self.images(batch.images)
         decoded, features = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
         found = self._segment(decoded, tuple(images.shape[-2:]), batch)
@@ -275,9 +281,21 @@ class Pix2Cap(nn.Module):
     @torch.no_grad()
     def segment(self, batch: Batch) -> list[Segmentation]:
         """Segment images without describing them: the tensors behind the records, see `Segmentation`."""
+        return self._by_size(self._see, batch)
+
+    def _see(self, batch: Batch) -> list[Segmentation]:
         images = self.images(batch.images)
         decoded, _ = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
         return self._segment(decoded, tuple(images.shape[-2:]), batch)
+
+    def _by_size(self, function: Callable[[Batch], list], batch: Batch) -> list:
+        """Call with the images of one padded size after the other; answers in the order of the batch."""
+        if self.joint_padding:
+            return function(batch)
+        answers = {}
+        for rows in self.images.by_size(batch.images):
+            answers |= zip(rows, function(batch.select(rows)), strict=True)
+        return [answers[row] for row in range(len(batch))]
 
     def _segment(self, decoded: DecodedQueries, padded: tuple[int, int], batch: Batch) -> list[Segmentation]:
         last, found = decoded.points[-1], []

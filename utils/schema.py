@@ -57,9 +57,7 @@ class CocoTrain:
 class CocoTest:
     """Evaluation batches."""
 
-    IMAGES_PER_FORWARD: int = key(
-        1, "+ images padded to one batch; the figures may depend on it, on processes never", minimum=1
-    )
+    IMAGES_PER_FORWARD: int = key(1, "+ images that are predicted together; answers do not depend on it", minimum=1)
     DETECTIONS_PER_IMAGE: int = key(100, "instances kept per image, best scores first", minimum=1)
 
 

@@ -23,14 +23,26 @@ class ImageBatch(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    def padded_size(self, images: Sequence[Tensor]) -> tuple[int, int]:
+        """Return the height and width that hold all images, (3, H_i, W_i) each."""
+        height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
+    def by_size(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """Return the indices of images that are padded to the same size when alone, a list per size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(self.padded_size([image]), []).append(index)
+        return list(groups.values())
+
     def forward(self, images: Sequence[Tensor], *, canvas: tuple[int, int] | None = None) -> Tensor:
         """uint8 or float (3, H_i, W_i) each -> float32 (B, 3, H, W); ``canvas`` is H, W whatever the images.
 
         Raises:
             ValueError: an image is larger than the canvas.
         """
+        height, width = canvas or self.padded_size(images)
         largest = tuple(max(image.shape[axis] for image in images) for axis in (-2, -1))
-        height, width = canvas or (-(-side // self.divisor) * self.divisor for side in largest)
         if largest[0] > height or largest[1] > width:
             raise ValueError(f"images of up to {largest} (height, width) do not fit the canvas {(height, width)}")
         return torch.stack(

@@ -157,6 +157,9 @@ class DecoderTest:
     PANOPTIC_ON: bool = key(True, "segments that share no pixel; instances are then of thing classes only")
     OBJECT_MASK_THRESHOLD: float = key(0.8, "class probability a query needs to become a segment", minimum=0, maximum=1)
     OVERLAP_THRESHOLD: float = key(0.8, "part of its mask that must stay visible", minimum=0, maximum=1)
+    JOINT_PADDING: bool = key(
+        False, "+ pad images that are predicted together to one size, as upstream; answers then depend on their mates"
+    )
 
 
 @dataclass

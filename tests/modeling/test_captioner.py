@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from locap.modeling.text_decoders import generation
 from locap.modeling.text_decoders.bert_captioner import BertCaptioner
 from locap.modeling.text_decoders.generation import GeneratedText, Recomputed, generate
 
 START, END, VOCAB = 1, 2, 23
+SEARCHES = [{}, {"beam_size": 3}, {"beam_size": 3, "rollouts": True}, {"beam_size": 3, "length_penalty": 0.6}]
 
 
 def make(vocab: int = VOCAB, end_bias: float = 0.0) -> BertCaptioner:
@@ -71,7 +73,7 @@ def test_cached_greedy_equals_reading_everything_again(end_bias: float):
     assert end_bias == 0 or len(lengths) > 3  # the early stop was tried
 
 
-@pytest.mark.parametrize("options", [{}, {"beam_size": 3}, {"beam_size": 3, "rollouts": True}], ids=str)
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
 def test_reading_everything_anew_for_every_word_finds_the_same(options: dict):
     captioner, tokens = make(end_bias=6.0), regions()
     cached, anew = search(captioner, tokens, **options), search(Recomputed(captioner), tokens, **options)
@@ -79,12 +81,38 @@ def test_reading_everything_anew_for_every_word_finds_the_same(options: dict):
     torch.testing.assert_close(cached.scores, anew.scores)
 
 
-def test_a_text_does_not_depend_on_the_other_regions():
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
+def test_a_text_does_not_depend_on_the_other_regions(options: dict):
     captioner, tokens = make(end_bias=6.0), regions()
-    together = search(captioner, tokens).tokens.tolist()
-    for order in ([5], [11, 5, 0], list(reversed(range(12)))):
-        for index, row in zip(order, search(captioner, tokens[order]).tokens.tolist(), strict=True):
+    together = search(captioner, tokens, **options).tokens.tolist()
+    for order in ([5], [11, 5, 0], list(reversed(range(12))), [3, 3, 7, 3]):
+        for index, row in zip(order, search(captioner, tokens[order], **options).tokens.tolist(), strict=True):
             assert without_padding(row) == without_padding(together[index])
+
+
+@pytest.mark.parametrize("end_bias", [0.0, 6.0])
+@pytest.mark.parametrize("rollouts", [False, True])
+def test_one_beam_is_greedy(monkeypatch: pytest.MonkeyPatch, end_bias: float, rollouts: bool):
+    captioner, tokens = make(end_bias=end_bias), regions()
+    greedy = search(captioner, tokens)
+    monkeypatch.setattr(generation, "_greedy", generation._beam)
+    beam = search(captioner, tokens, beam_size=1, rollouts=rollouts)
+    assert torch.equal(beam.tokens, greedy.tokens)
+    torch.testing.assert_close(beam.scores, greedy.scores)
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3, "rollouts": True}], ids=str)
+def test_texts_that_are_cut_off_begin_as_those_that_are_not(options: dict):
+    """No search stops before all texts have ended, and none goes on for longer than it has to."""
+    captioner, tokens = make(end_bias=6.0), regions()
+    free = [without_padding(row) for row in search(captioner, tokens, max_length=60, **options).tokens.tolist()]
+    assert len({len(row) for row in free}) > 3
+    longest = search(captioner, tokens, max_length=60, **options).tokens.shape[1]
+    for length in range(2, 60, 7):
+        cut = search(captioner, tokens, max_length=length, **options).tokens
+        assert cut.shape[1] == min(length, longest)
+        if not options:
+            assert [without_padding(row) for row in cut.tolist()] == [row[:length] for row in free]
 
 
 def test_no_word_twice_in_a_row_and_no_text_too_long():

@@ -77,6 +77,17 @@ def test_images_are_normalised_then_padded_to_a_multiple_of_the_divisor():
     assert not batch[1, :, :, 65:].any()
 
 
+def test_images_that_alone_are_padded_alike_form_a_group():
+    sizes = [(33, 20), (10, 65), (64, 32), (64, 33), (1, 96), (32, 97)]
+    images = [torch.zeros(3, *size) for size in sizes]
+    batch = ImageBatch([0.0] * 3, [1.0] * 3, 32)
+    groups = batch.by_size(images)
+    assert groups == [[0, 2], [1, 4], [3], [5]]
+    for rows in groups:
+        assert {batch([images[row]]).shape[2:] for row in rows} == {batch([images[row] for row in rows]).shape[2:]}
+    assert batch.by_size([]) == []
+
+
 def test_position_of_one_pixel_by_hand():
     height, width, dim = 3, 5, 8
     row, column = 1, 4

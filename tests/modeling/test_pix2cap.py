@@ -355,6 +355,21 @@ def test_captions_belong_to_their_segments(build: Build, make_batch: MakeBatch):
         assert (alone.id_map == together[index].id_map).all()
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_images_of_several_sizes_are_answered_in_their_order(build: Build, make_batch: MakeBatch, joint: bool):
+    sizes = [(64, 64), (70, 60), (50, 60), (96, 64), (64, 128)]
+    model = see_everything(build("MODEL.DECODER.TEST.JOINT_PADDING", str(joint)))
+    batch = make_batch([0] * 5, sizes)
+    together, found = model.predict(batch), model.segment(batch)
+    assert [(record.image_id, record.height, record.width) for record in together] == [
+        (k, *size) for k, size in enumerate(sizes)
+    ]
+    alone = [model.predict(batch.select([k]))[0] for k in range(5)]
+    same = [bool((one.id_map == other.id_map).all()) for one, other in zip(alone, together, strict=True)]
+    assert all(same) != joint
+    assert [len(s.queries) for s in found] == [len(record.regions) for record in together]
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_the_class_query_takes_part_without_a_caption_unless_told_not_to(build: Build, make_batch: MakeBatch, taken):
     model = decide(build("MODEL.DECODER.CLASS_QUERY_IN_PANOPTIC", str(taken)), [12, 0, 12, 3, 12, 12, 5])

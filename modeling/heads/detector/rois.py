@@ -105,7 +105,7 @@ def roi_features(pyramid: Sequence[Tensor], levels: Levels, boxes: Sequence[Tens
     level_of = level_of_boxes(every)
     order = level_of.argsort(stable=True)
     counts = (level_of[:, None] == torch.arange(NUM_LEVELS, device=every.device)).sum(0).tolist()  # the host waits
-    out = pyramid[0].new_zeros(len(every), pyramid[0].shape[1], pooled, pooled, dtype=torch.float32)
+    out = pyramid[0].new_zeros(len(every), pyramid[0].shape[1], pooled, pooled, dtype=every.dtype)
     each = zip(pyramid, levels.strides_xy(every.device), order.split(counts), strict=True)
     for features, stride, chosen in each:
         rois = torch.cat((image[chosen, None].float(), every[chosen] / stride.repeat(2) + 1), 1)
