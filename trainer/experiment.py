@@ -97,7 +97,8 @@ class TrainingRun:
         self.loop = build_loop(self.model, cfg, world, self.max_steps, on_skip=self._keep_skipped)
         self.folder = make_run_folder(cfg)
         with contextlib.ExitStack() as if_it_fails:
-            self.lock = if_it_fails.enter_context(lock_run(self.folder, world))
+            self.lock = lock_run(self.folder, world)
+            if_it_fails.enter_context(self.lock)
             self.saver = Saver(self.folder, self.model, self.loop, cfg, world)
             if cfg.RESUME:
                 self.saver.resume()
