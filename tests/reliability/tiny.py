@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,9 @@ def train_on(size: int, cfg: Any, fault: str | None = None, timeout: float = 120
         multiprocessing.current_process().daemon = False  # else it could not start processes that load
         try:
             train(cfg, **options)
-        except Exception as err:
+        except (Exception, KeyboardInterrupt) as err:
             text, code = describe(err)
-            print(text)  # noqa: T201
+            sys.stderr.write(f"{text}\n")
             raise SystemExit(code) from None
 
     if size == 1:
