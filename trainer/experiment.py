@@ -148,6 +148,7 @@ class TrainingRun:
             if cfg.EVAL_AT_START and not self.loop.state.step:
                 self.evaluate()
             self._train()
+            self.watchdog.mark("checkpoint", self.loop.state.step)
             self.saver.save()
             self.saver.wait()
             self._leave_if_asked(self.loop.stopping)
@@ -255,9 +256,11 @@ class TrainingRun:
         if due or self.loop.stopping or (evaluates and cfg.KEEP_BEST):
             self.watchdog.mark("checkpoint", state.step)
             self.saver.save()
+            _meet()
         if evaluates and not self.loop.stopping:
             with self.bar.hidden():
                 self.evaluate()
+                _meet()
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate and log; all images at the end of the run, EVAL_MAX_IMAGES of each data set before.
@@ -265,6 +268,7 @@ class TrainingRun:
         A request to stop ends it early, without figures.
         """
         cfg, step = self.cfg, self.loop.state.step
+        self.watchdog.mark("evaluation", step)
         final = step >= self.max_steps
         sets = self.experiment.eval_sets
         if cfg.EVAL_MAX_IMAGES and not final:
@@ -301,6 +305,11 @@ class TrainingRun:
         self.saver.note_figure(figures[name], higher_is_better=higher_is_better)
         if final:
             print_scores(scored)
+
+
+def _meet() -> None:
+    """Let all ranks wait for what rank 0 does alone; else they would wait in their next step, which may not last."""
+    sum_numbers([0.0])
 
 
 def build_loop(model: nn.Module, cfg: Any, world: World, max_steps: int, **options: Any) -> TrainingLoop:

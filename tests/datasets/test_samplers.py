@@ -15,6 +15,7 @@ SIZES = st.integers(1, 40)
 WORLDS = st.sampled_from([1, 2, 3, 4, 8])
 
 
+@pytest.mark.fault("C5")
 @settings(max_examples=150, deadline=None)
 @given(SIZES, WORLDS, st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
 def test_ranks_together_make_the_batches_of_one(length, world, per_rank, seed, epoch):
@@ -46,6 +47,7 @@ def test_order_depends_on_seed_and_epoch_only():
     assert TrainSampler(5, 2, shuffle=False).order(1).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.fault("C5")
 def test_a_small_tail_leaves_some_ranks_empty_but_in_step():
     shares = [list(TrainSampler(9, 4, rank=r, world_size=4).batches(0)) for r in range(4)]
     assert [len(share) for share in shares] == [3, 3, 3, 3]

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,25 +66,52 @@ def settings(folder: Path, write_ahead: bool) -> SimpleNamespace:
     )
 
 
-def train(folder: Path, *, steps: int = STEPS, write_ahead: bool = False, world: World | None = None, **hooks) -> None:
-    """Train to the end, from the newest checkpoint of the folder if it has one; saves after every step."""
+def train(
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    write_ahead: bool = False,
+    world: World | None = None,
+    every: int = 1,
+    options: Mapping[str, Any] | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+    **hooks: Any,
+) -> None:
+    """Train to the end, from the newest checkpoint of the folder if it has one.
+
+    Args:
+        folder: of the run.
+        steps: of the optimiser, in all.
+        write_ahead: save in a thread.
+        world: this process among its peers.
+        every: how many steps lie between saves, and between lines of the log.
+        options: further arguments of `TrainingLoop`.
+        after_step: called with the number of a step when it has been saved, if it is.
+        hooks: further ones.
+    """
     world, model = world or World(), Toy()
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.1, "initial_lr": 0.1}], fused=True)
-    schedule = Schedule("WarmupCosineLR", 20, warmup_steps=3, warmup_factor=0.1)
-    loop = TrainingLoop(model, optimizer, schedule, world=world, clip_norm=1.0, average=MovingAverage(model, 0.9))
+    schedule = Schedule("WarmupCosineLR", max(20, steps), warmup_steps=3, warmup_factor=0.1)
+    own = {"world": world, "clip_norm": 1.0, "average": MovingAverage(model, 0.9)}
+    loop = TrainingLoop(model, optimizer, schedule, **own | dict(options or {}))
     saver = Saver(folder, model, loop, settings(folder, write_ahead), world)
     resumed = any(folder.glob("checkpoints/step_????????"))
     if resumed:
         saver.resume()
-    state = loop.state
-    log = JsonLines(folder / "metrics.jsonl", resume_step=state.step) if world.is_main else None
+    log = JsonLines(folder / "metrics.jsonl", resume_step=loop.state.step) if world.is_main else None
 
     def report(values: StepReport) -> None:
         if log:
             log.log("train", values.step, {"loss": values.loss, "norm": values.grad_norm, "lr": values.lr})
 
+    def after() -> None:
+        if loop.state.step % every == 0 or loop.stopping:
+            saver.save()
+        after_step(loop.state.step)
+
+    state = loop.state
     stream = batches(state.epoch * PER_EPOCH + state.batch, world.rank, world.size)
-    given = Hooks(should_report=lambda step: True, on_report=report, after_step=saver.save, **hooks)
+    given = Hooks(should_report=lambda step: step % every == 0, on_report=report, after_step=after, **hooks)
     loop.run(stream, PER_EPOCH, steps, given)
     saver.save()
     saver.wait()
