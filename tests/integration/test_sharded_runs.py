@@ -1,0 +1,140 @@
+"""Whole runs whose processes share one model: they learn, save, go on and predict as those with a copy each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from locap import entry
+from locap.modeling.checkpoints.loader import find_weights
+from locap.trainer.distributed import World
+from locap.trainer.experiment import TrainingRun, evaluate, train
+from locap.utils.errors import Stopped
+
+# 5 images in batches of 2: the third step of an epoch and the third evaluation batch find one rank without an image
+OPTIONS = ("SHAPES.NUM_TRAIN", "5", "COCO.TRAIN.BATCH_SIZE_TOTAL", "2", "SOLVER.MAX_STEPS", "4")
+OPTIONS += ("MODEL.TEXT.PROMPT_TEMPLATES", "clip", "COCO.INPUT.RANDOM_FLIP", "horizontal")
+# a small rate, because AdamW turns rounding of gradients near zero into steps of full length
+OPTIONS += ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.0001", "SOLVER.EMA_DECAY", "0.5")
+SAVING = {"CHECKPOINT_EVERY_STEPS": 2, "KEEP_CHECKPOINTS": 0, "EVAL_EVERY_STEPS": 2}
+NO_EVALUATION = ("DATASETS.TEST", "[shapes_val]", "SHAPES.NUM_TEST", "1")
+SHARED = ("PARALLEL.STRATEGY", "fsdp")
+SHARDS = [f"{file}-{part:05d}-of-00002.safetensors" for file in ("ema", "model", "optimizer") for part in (1, 2)]
+
+
+def _train(world: World, cfg: object) -> str:
+    return str(train(cfg, world)[0])
+
+
+def _stop(world: World, cfg: object, after: int) -> str:
+    """Train until a request, which only the last rank hears."""
+    run = TrainingRun(cfg, world)
+    if world.rank == world.size - 1:
+        run.stop.requested = lambda: run.loop.state.step >= after - 1
+    with pytest.raises(Stopped):
+        run.run()
+    return str(run.folder)
+
+
+@pytest.fixture(scope="module")
+def run_on(on_ranks, tiny_config) -> Callable[..., Path]:
+    """``run_on(ranks, folder, *options, **values)``: train; returns the run's folder."""
+
+    def call(ranks: int, folder: Path, *options: str, function: Callable = _train, extra=(), **values) -> Path:
+        cfg = tiny_config(*OPTIONS, *options, SAVE_DIR=folder, **values)
+        return Path(function(World(), cfg, *extra) if ranks == 1 else on_ranks(ranks, function, cfg, *extra)[0])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def copies(run_on, tmp_path_factory) -> Path:
+    """The run of two processes with a copy each."""
+    return run_on(2, tmp_path_factory.mktemp("copies"), **SAVING)
+
+
+@pytest.fixture(scope="module")
+def shared_run(run_on, tmp_path_factory) -> Path:
+    """The run of two processes that share the model."""
+    return run_on(2, tmp_path_factory.mktemp("shared"), *SHARED, **SAVING)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "train"]
+
+
+def apart(run: Path, other: Path, file: str = "model.safetensors") -> float:
+    """Return the distance of two runs' weights, relative to their norm."""
+    ours, theirs = load_file(run / file), load_file(other / file)
+    assert ours.keys() == theirs.keys()
+    squares = sum(float((ours[name].double() - theirs[name]).square().sum()) for name in ours)
+    return (squares / sum(float(tensor.double().square().sum()) for tensor in theirs.values())) ** 0.5
+
+
+def halfway(run: Path, to: Path) -> Path:
+    """Copy a run as it was killed after its second step."""
+    shutil.copytree(run, to)
+    for newer in ("step_00000003", "step_00000004"):
+        shutil.rmtree(to / "checkpoints" / newer, ignore_errors=True)
+    (to / "model.safetensors").unlink()
+    return to
+
+
+def predictions(folder: Path) -> bytes:
+    content = (folder / "predictions.json").read_bytes()
+    assert json.loads(content)["images"], "equal nothings would say nothing"
+    return content
+
+
+def test_processes_that_share_a_model_train_as_those_with_copies(shared_run, copies):
+    assert losses(shared_run) == pytest.approx(losses(copies), rel=1e-5)
+    assert apart(shared_run, copies) < 1e-5
+    assert sorted(path.name for path in (shared_run / "checkpoints").glob("step_????????")) == sorted(
+        path.name for path in (copies / "checkpoints").glob("step_????????")
+    )
+    files = {path.name for path in (shared_run / "checkpoints" / "step_00000002").iterdir()}
+    assert files == {*SHARDS, "state.json", "manifest.json"}
+
+
+def test_the_average_is_exported(shared_run, copies):
+    last = load_file(copies / "checkpoints" / "step_00000004" / "model.safetensors")
+    exported = load_file(shared_run / "model.safetensors")
+    average = load_file(copies / "checkpoints" / "step_00000004" / "ema.safetensors")
+    assert any(not torch.equal(last[name], average[name]) for name in average)
+    for name, value in average.items():
+        torch.testing.assert_close(exported[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_one_process_predicts_the_same(step, shared_run, tiny_config, tmp_path):
+    """From the exported weights; and, of a run that was killed, from a checkpoint in shards with its average."""
+    run = shared_run if step == 4 else halfway(shared_run, tmp_path / "killed")
+    found = find_weights(run)
+    assert found == (run / "model.safetensors" if step == 4 else run / "checkpoints" / "step_00000002")
+    evaluate(tiny_config(*OPTIONS, SAVE_DIR=tmp_path, RESUME_FROM=run), World())
+    theirs = predictions(shared_run / "evaluations" / f"step_{step:08d}")
+    assert predictions(tmp_path / "tiny" / "evaluation") == theirs
+
+
+@pytest.mark.fault("B13")
+@pytest.mark.parametrize(
+    ("writers", "readers", "options"),
+    [(2, 2, SHARED), (2, 1, ()), (2, 2, ()), (2, 4, SHARED), (1, 2, SHARED)],
+    ids=["shared", "one process", "copies", "four", "from copies"],
+)
+def test_a_run_goes_on_with_other_processes(writers, readers, options, shared_run, copies, run_on, tmp_path):
+    written = shared_run if writers == 2 else copies
+    run = halfway(written, tmp_path / "killed")
+    assert run_on(readers, tmp_path, *options, RESUME=True, RESUME_FROM=run, **SAVING) == run
+    if (written, readers, options) == (shared_run, 2, SHARED):
+        assert apart(run, shared_run) == 0
+        assert losses(run) == losses(shared_run)
+    assert losses(run) == pytest.approx(losses(copies), rel=1e-5)
+    assert apart(run, copies) < 1e-5
