@@ -24,7 +24,7 @@ def write(folder: Path, *parts: dict, offsets: list | None = None) -> None:
         save_file(tensors, path, {"DCP_SHARDING_INFO": text})
 
 
-def write_two(folder: Path, begin: object = [2, 0]) -> None:  # noqa: B006 (never changed)
+def write_two(folder: Path, begin: object = [2, 0]) -> None:
     first, second = {"a": WHOLE["a"][:2].clone(), "c": WHOLE["c"]}, {"a": WHOLE["a"][2:].clone(), "b": WHOLE["b"]}
     write(folder, first, second, offsets=[{"a": [0, 0]}, {"a": begin, "b": [0]}])
 

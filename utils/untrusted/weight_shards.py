@@ -40,7 +40,7 @@ class Part:
 
 
 def weight_files(folder: str | Path, name: str) -> list[Path]:
-    """Return ``<name>.safetensors`` of a folder, or all of ``<name>-XXXXX-of-XXXXX.safetensors``; none if there is none.
+    """Return ``<name>.safetensors`` of a folder, or ``<name>-XXXXX-of-XXXXX.safetensors``, all of them, or none.
 
     Raises:
         CheckpointError: some of the files are missing, or those of two sets lie together.
