@@ -14,8 +14,10 @@ import torch.distributed.fsdp  # once, for all processes that are forked
 from safetensors.torch import load_file
 
 from locap.modeling.checkpoints.loader import find_weights
+from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.trainer.distributed import World
 from locap.trainer.experiment import TrainingRun, evaluate, train
+from locap.utils.config import load_config
 from locap.utils.errors import LocapError, Stopped
 
 # 5 images in batches of 2: the third step of an epoch and the third evaluation batch find one rank without an image
@@ -156,8 +158,12 @@ def test_a_stopped_run_goes_on_to_the_last_bit(run_on, tmp_path):
     assert apart(stopped, whole) == 0
 
 
-def test_pairs_of_processes_share_a_copy_each(run_on, copies, tmp_path):
-    run = run_on(4, tmp_path, *SHARED, "PARALLEL.RANKS_PER_COPY", "2", *NO_EVALUATION)
+@pytest.mark.fault("B1")
+def test_pairs_of_processes_share_a_copy_each_though_a_disk_refuses(run_on, copies, tmp_path, monkeypatch):
+    """The last rank's disk refuses one checkpoint, which costs that checkpoint and nothing else."""
+    monkeypatch.setenv("LOCAP_FAULT", "checkpoint.write@1:enospc#3")
+    run = run_on(4, tmp_path, *SHARED, "PARALLEL.RANKS_PER_COPY", "2", *NO_EVALUATION, **SAVING)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000003", "step_00000004"]
     assert losses(run) == pytest.approx(losses(copies), rel=1e-5)
     assert apart(run, copies) < 1e-5
 
@@ -174,3 +180,36 @@ def test_loss_scaling_of_a_shared_model_is_refused(half, tiny_config):
     with pytest.raises(LocapError, match=r"PARALLEL.STRATEGY") as caught:
         tiny_config(*SHARED, *half)
     assert "bf16" in str(caught.value)
+
+
+@pytest.mark.skipif(not FULL, reason="only in `make reliability`")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: a compiled run was not checked")
+def test_a_compiled_run_learns_the_same(run_on, tmp_path):
+    options = (*NO_EVALUATION, "SOLVER.MAX_STEPS", "2")
+    plain = run_on(1, tmp_path / "plain", *options)
+    compiled = run_on(1, tmp_path / "compiled", *options, COMPILE=True)
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert apart(compiled, plain) < 1e-4
+
+
+def test_prompts_of_every_task_with_a_shared_model(tiny_pixelllm, on_ranks, tmp_path):
+    """Ranks call the language model equally often, whatever their tasks; predictions need not."""
+    changes = {
+        **{"SHAPES.NUM_TRAIN": "1", "SHAPES.NUM_TEST": "1", "SHAPES.IMAGE_SIZE": "64", "BASENAME": "tiny"},
+        **{"DATASETS.TRAIN": "[region:shapes_train, refer:shapes_train, trace:shapes_train]"},
+        **{"DATASETS.TEST": "[refer:shapes_val]", "DATASETS.WEIGHTS": "{}", "COCO.TRAIN.BATCH_SIZE_TOTAL": "2"},
+        **{"SOLVER.MAX_STEPS": "3", "SOLVER.BASE_LR": "0.001", "SOLVER.OPTIMIZER": "SGD", "SOLVER.EMA_DECAY": "0.5"},
+        **{"TENSORBOARD": "false", "DEVICE": "cpu", "LOG_FIRST": "9", "EVAL_AT_START": "false", "EVAL_PICTURES": "0"},
+    }
+    words = [*tiny_pixelllm.TINY, *(word for pair in changes.items() for word in pair)]
+
+    def run_of(folder: str, *options: str) -> Path:
+        overrides = [*words, "SAVE_DIR", str(tmp_path / folder), *options]
+        cfg = load_config([tiny_pixelllm.SHIPPED], overrides, model_schemas=MODEL_SCHEMAS)
+        return Path(on_ranks(2, _train, cfg)[0])
+
+    copies, shared = run_of("copies"), run_of("shared", *SHARED)
+    assert losses(shared) == pytest.approx(losses(copies), rel=1e-5)
+    assert apart(shared, copies) < 1e-5
+    theirs, ours = (run / "evaluations" / "step_00000003" for run in (copies, shared))
+    assert sorted(path.name for path in ours.rglob("*.json")) == sorted(path.name for path in theirs.rglob("*.json"))
