@@ -41,6 +41,12 @@ class MovingAverage:
         torch._foreach_mul_(change, rate)
         torch._foreach_add_(averages, change)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget what was: the average is the weights as they are."""
+        for name, parameter in self._trained.items():
+            self.average[name].copy_(parameter)
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the average for the length of the block."""

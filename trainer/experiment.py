@@ -29,6 +29,7 @@ from ..utils.files import write_tensors
 from . import sharded
 from .checkpoint import model_tensors
 from .data import EvalSet, First, open_eval_sets, open_training, train_loader
+from .determinism import deterministic
 from .distributed import World, agree, gather_texts, on_main, sum_numbers
 from .ema import MovingAverage
 from .entries import eval_groups
@@ -395,8 +396,9 @@ def max_steps(cfg: Any, loader: TrainLoader) -> int:
 
 def train(cfg: Any, world: World) -> tuple[Path, dict[str, float], list[ProtocolResult]]:
     """Train as configured; returns the run folder and, on rank 0, headline figures and results."""
-    run = TrainingRun(cfg, world)
-    figures = run.run()
+    with deterministic(cfg.DETERMINISTIC):
+        run = TrainingRun(cfg, world)
+        figures = run.run()
     return run.folder, figures, run.results
 
 
@@ -413,7 +415,8 @@ def evaluate(cfg: Any, world: World, *, predictions: str | None = None) -> list[
     configured_weights(cfg)  # a wrong path is told before the data sets are read
     experiment = build_experiment(cfg, world, training=False)
     folder = Path(cfg.SAVE_DIR) / cfg.BASENAME / "evaluation"
-    scored = evaluate_sets(experiment.model, experiment.eval_sets, experiment.tokenizer, cfg, world, folder)
+    with deterministic(cfg.DETERMINISTIC):
+        scored = evaluate_sets(experiment.model, experiment.eval_sets, experiment.tokenizer, cfg, world, folder)
     if world.is_main:
         print_scores(scored)
         _log.info("written to %s", folder)

@@ -13,12 +13,12 @@ from ..utils import untrusted
 from ..utils.files import write_text
 from . import sharded
 from .checkpoint import CheckpointFolder, model_tensors, optimizer_tensors, restore_optimizer
-from .checkpoint_files import verify
+from .checkpoint_files import STATE, verify
 from .continuation import check_continuation, converted_position
 from .distributed import World, on_main, shared_store
 from .loop import TrainingLoop
 
-AVERAGE = "ema.safetensors"
+MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ class Saver:
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
         tensors = {
-            "model.safetensors": model_tensors(self.model),
+            MODEL: model_tensors(self.model),
             "optimizer.safetensors": optimizer_tensors(self.loop.optimizer, self.model),
         }
         if self.loop.average is not None:
@@ -79,20 +79,25 @@ class Saver:
     def resume(self) -> None:
         """Go on from the checkpoint that RESUME_FROM names, or the newest of the run that it names."""
         folder = Path(on_main(lambda: str(self._starting_point())))
-        state = verify(folder)
+        state = untrusted.read_json(folder / STATE)  # rank 0 has verified the files
         _log.info("going on from %s", folder)
-        if self.loop.replicas.sharded:
-            sharded.restore(folder, self.model, self.loop.optimizer, self._average())
-        else:
-            self._restore(folder)
+        self._restore(folder)
         self.loop.load_state_dict(converted_position(state, self.cfg.COCO.TRAIN.BATCH_SIZE_TOTAL))
         self._saved_at = self.loop.state.step
 
     def _restore(self, folder: Path) -> None:
-        load_weights(self.model, folder)
-        restore_optimizer(self.loop.optimizer, self.model, untrusted.load_tensors(folder / "optimizer.safetensors"))
-        if self.loop.average is not None and (folder / AVERAGE).exists():
-            self.loop.average.load(untrusted.load_tensors(folder / AVERAGE))
+        """Fill model, optimiser and average, however many processes wrote the checkpoint, and however many read it."""
+        model, optimizer = self.model, self.loop.optimizer
+        average = self._average() if untrusted.weight_files(folder, "ema") else None
+        if self.loop.replicas.sharded or not (folder / MODEL).is_file():
+            sharded.restore(folder, model, optimizer, average)
+        else:
+            load_weights(model, folder / MODEL)
+            restore_optimizer(optimizer, model, untrusted.load_tensors(folder / "optimizer.safetensors"))
+            if average is not None:
+                self.loop.average.load(untrusted.load_tensors(folder / AVERAGE))
+        if average is None and self.loop.average is not None:
+            self.loop.average.restart()
 
     def _starting_point(self) -> Path:
         check_continuation(self.cfg, self.folder)

@@ -10,19 +10,19 @@ with collectives while it writes, and packs what it sends in pickles.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..utils import untrusted
 from ..utils.errors import CheckpointError
+from ..utils.untrusted.weight_shards import OFFSETS
 from .parallel import is_shard
-
-_OFFSETS = "DCP_SHARDING_INFO"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def write(staged: Staged, folder: str | Path, rank: int) -> list[Path]:
     for file, pieces in staged.files.items():
         path = Path(folder) / f"{file}-{rank + 1:05d}-of-{staged.ranks:05d}.safetensors"
         where = {name: {"saved_offsets": list(piece.offsets)} for name, piece in pieces.items()}
-        save_file({name: piece.tensor for name, piece in pieces.items()}, path, {_OFFSETS: json.dumps(where)})
+        save_file({name: piece.tensor for name, piece in pieces.items()}, path, {OFFSETS: json.dumps(where)})
         paths.append(path)
     return paths
 
@@ -189,7 +189,7 @@ def _same_names(wanted: Mapping[str, Tensor], source: _Source, what: str) -> Non
 
 
 class _Source:
-    """The tensors of a checkpoint, wherever their pieces lie.
+    """The tensors of a checkpoint, wherever their parts lie.
 
     Args:
         folder: holds ``<file>.safetensors`` or ``<file>-XXXXX-of-XXXXX.safetensors``.
@@ -197,83 +197,46 @@ class _Source:
     """
 
     def __init__(self, folder: Path, file: str) -> None:
-        self.folder = folder
-        self.pieces: dict[str, list[tuple[Path, tuple[int, ...], tuple[int, ...]]]] = {}
-        for path in _parts(folder, file):
-            with _opened(path) as tensors:
-                where = json.loads((tensors.metadata() or {}).get(_OFFSETS, "{}"))
-                for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    offsets = tuple(where[name]["saved_offsets"]) if name in where else (0,) * len(shape)
-                    self.pieces.setdefault(name, []).append((path, offsets, shape))
+        self.folder, self.parts = folder, untrusted.tensor_parts(folder, file)
+        self._opened: dict[Path, Any] = {}
 
     @property
     def names(self) -> set[str]:
-        return set(self.pieces)
+        return set(self.parts)
 
     def empty(self, name: str, device: torch.device) -> Tensor:
         """Return a tensor like one that is stored whole."""
-        path, _, shape = self.pieces[name][0]
-        with _opened(path) as tensors:
-            return torch.empty(shape, dtype=tensors.get_tensor(name).dtype, device=device)
+        return torch.empty_like(self._open(self.parts[name][0].file).get_tensor(name), device=device)
 
     def fill(self, name: str, tensor: Tensor) -> None:
-        """Copy into a tensor, or into this rank's part of it."""
-        local, start = (tensor.to_local() if is_shard(tensor) else tensor), _offsets(tensor)
-        stored = [max((o[i] + s[i] for _, o, s in self.pieces[name]), default=0) for i in range(tensor.ndim)]
-        if stored != list(tensor.shape) or any(len(s) != tensor.ndim for _, _, s in self.pieces[name]):
-            raise self._misfit(name, tuple(stored), tuple(tensor.shape))
-        filled = 0
-        for path, offsets, shape in self.pieces[name]:
-            overlap = [
-                (max(a, b), min(a + n, b + m)) for a, n, b, m in zip(start, local.shape, offsets, shape, strict=True)
-            ]
-            if any(low >= high for low, high in overlap):
+        """Copy into a tensor, or into this rank's part of it, which is one along the first axis."""
+        local, begin = (tensor.to_local() if is_shard(tensor) else tensor), _offsets(tensor)
+        parts = self.parts[name]
+        stored = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+        if stored != tuple(tensor.shape):
+            raise self._misfit(name, stored, tuple(tensor.shape))
+        for part in parts:
+            file = self._open(part.file)
+            if not local.ndim:
+                self._copy(name, local, file.get_tensor(name))
                 continue
-            theirs = tuple(slice(low - o, high - o) for (low, high), o in zip(overlap, offsets, strict=True))
-            ours = tuple(slice(low - o, high - o) for (low, high), o in zip(overlap, start, strict=True))
-            with _opened(path) as tensors:
-                part = tensors.get_slice(name)[theirs] if theirs else tensors.get_tensor(name)
-            if part.dtype != local.dtype:
-                raise self._misfit(name, part.dtype, local.dtype)
-            local[ours].copy_(part)
-            filled += part.numel()
-        if filled != local.numel():
-            raise CheckpointError("A part of a tensor is missing.", where=str(self.folder), value=name)
+            low = max(begin[0], part.offsets[0])
+            high = min(begin[0] + local.shape[0], part.offsets[0] + part.shape[0])
+            if low < high:
+                content = file.get_slice(name)[low - part.offsets[0] : high - part.offsets[0]]
+                self._copy(name, local[low - begin[0] : high - begin[0]], content)
+
+    def _copy(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        if ours.dtype != theirs.dtype:
+            raise self._misfit(name, theirs.dtype, ours.dtype)
+        ours.copy_(theirs)
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
+            self._opened[path] = untrusted.open_safetensors(path)
+        return self._opened[path]
 
     def _misfit(self, name: str, found: object, wanted: object) -> CheckpointError:
         return CheckpointError(
             "A tensor of the checkpoint does not fit.", where=f"{self.folder}: {name}", value=found, allowed=str(wanted)
         )
-
-
-def _parts(folder: Path, file: str) -> Sequence[Path]:
-    whole = folder / f"{file}.safetensors"
-    if whole.is_file():
-        return [whole]
-    parts = sorted(folder.glob(f"{file}-?????-of-?????.safetensors"))
-    ranks = {part.stem.rpartition("-")[2] for part in parts}
-    if len(ranks) != 1 or len(parts) != int(next(iter(ranks))):
-        raise CheckpointError(
-            "Files of the checkpoint are missing.",
-            where=str(folder),
-            value=", ".join(part.name for part in parts) or "none",
-            allowed=f"{whole.name}, or every one of {file}-XXXXX-of-XXXXX.safetensors",
-        )
-    return parts
-
-
-class _opened:
-    """Open a file of tensors; a broken one is a `CheckpointError`."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as err:
-            raise CheckpointError("A file of the checkpoint is broken.", where=str(path), value=str(err)) from None
-
-    def __enter__(self) -> safe_open:
-        return self.file.__enter__()
-
-    def __exit__(self, *what: object) -> None:
-        self.file.__exit__(*what)

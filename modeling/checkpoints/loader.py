@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from ...utils.errors import CheckpointError
 from .adapter import Translation, to_ours
 from .key_table import Layout
 
+MODEL, AVERAGE = "model", "ema"  # names of files in a checkpoint
 _SHOWN = 6
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ def load_weights(
     Args:
         model: the model.
         path: ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.npz``, flat or nested; or a folder, see
-            `find_weights`.
+            `find_weights`. Of a folder that holds a moving average of the weights too (``ema.safetensors``, as the
+            checkpoints of a run with EMA_DECAY do) the average is taken, which is what the run evaluates and exports;
+            the weights themselves are had by naming the file.
         allow_missing: beginnings of names that the file may lack; they keep their values, and a warning says so.
         partial: a file whose layout holds some parts only (`key_table.Layout.parts`) is enough.
 
@@ -78,7 +81,7 @@ def load_weights(
     """
     file = find_weights(Path(path))
     own = model.state_dict()
-    found = to_ours(untrusted.load_flat_tensors(file), getattr(model, "layouts", ()), own.__contains__)
+    found = to_ours(_read(file, averaged=Path(path).is_dir()), getattr(model, "layouts", ()), own.__contains__)
     _ignore_absent_parts(found, own)
     report, fitting = compare(model, found.tensors)
     if found.layout is not None:
@@ -95,6 +98,16 @@ def load_weights(
     else:
         _log.info("weights %s: %s", file, report)
     return report
+
+
+def _read(found: Path, *, averaged: bool) -> dict[str, Tensor]:
+    """Return the tensors that `find_weights` found; with the average that lies beside them in place of what it has."""
+    folder = found if found.is_dir() else found.parent
+    tensors = untrusted.load_tensor_parts(folder, MODEL) if found.is_dir() else untrusted.load_flat_tensors(found)
+    if averaged and untrusted.weight_files(folder, AVERAGE):
+        _log.info("taking the moving average of the weights in %s", folder)
+        tensors |= untrusted.load_tensor_parts(folder, AVERAGE)
+    return tensors
 
 
 def _ignore_absent_parts(found: Translation, own: Mapping[str, Tensor]) -> None:
@@ -119,28 +132,35 @@ def _misfit(file: Path, report: LoadReport, missing: Sequence[str], layout: Layo
 
 
 def find_weights(path: Path) -> Path:
-    """Return the weights file that a path means.
+    """Return the weights file that a path means, or the folder that holds them in parts.
 
-    A folder is one with ``model.safetensors``, a run folder, whose newest checkpoint is taken, or a folder that
-    X-Decoder's trainer wrote.
+    A folder is one with ``model.safetensors`` or with all of ``model-XXXXX-of-XXXXX.safetensors``, as processes that
+    share a model write them; a run folder, whose newest checkpoint is taken where the run has not ended; or a folder
+    that X-Decoder's trainer wrote.
 
     Raises:
         CheckpointError: there is none.
     """
-    if path.is_dir():
-        candidates = [path / "model.safetensors"]
-        candidates += sorted(path.glob("checkpoints/step_????????/model.safetensors"), reverse=True)
-        candidates += [path / "default" / name for name in ("model_state_dict.pt", "module_training_states.pt")]
-        candidates += sorted(path.glob("????????/default/model_state_dict.pt"), reverse=True)
-        path = next((candidate for candidate in candidates if candidate.is_file()), path)
-    if not path.is_file():
+    found = next(_weights_in(path), None) if path.is_dir() else path
+    if found is None or not found.exists():
         raise CheckpointError(
             "There are no weights.",
             where="RESUME_FROM",
             value=str(path),
             allowed="a .safetensors, .pt, .pth, .bin or .npz file, or a folder with model.safetensors",
         )
-    return path
+    return found
+
+
+def _weights_in(folder: Path) -> Iterator[Path]:
+    """Yield what `find_weights` may return of a folder, the best first."""
+    for place in (folder, *sorted(folder.glob("checkpoints/step_????????"), reverse=True)):
+        files = untrusted.weight_files(place, MODEL)
+        if files:
+            yield files[0] if len(files) == 1 else place
+    candidates = [folder / "default" / name for name in ("model_state_dict.pt", "module_training_states.pt")]
+    candidates += sorted(folder.glob("????????/default/model_state_dict.pt"), reverse=True)
+    yield from filter(Path.is_file, candidates)
 
 
 def compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[LoadReport, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from locap.modeling.checkpoints.adapter import strip_prefixes
-from locap.modeling.checkpoints.loader import load_weights
+from locap.modeling.checkpoints.loader import find_weights, load_weights
 from locap.utils.errors import CheckpointError
 
 
@@ -197,3 +198,46 @@ def test_no_file_and_no_tensors(tmp_path: Path):
     error = refused(tmp_path / "w.pt")
     assert error.what == "The file holds no weights."
     assert error.value == "keys ['epoch']"
+
+
+def write_parts(folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors as two processes that share them do: the first has their first row, the second the others."""
+    for number, rows in enumerate((slice(0, 1), slice(1, None))):
+        begin = {name: {"saved_offsets": [number] + [0] * (tensor.ndim - 1)} for name, tensor in tensors.items()}
+        path = folder / f"{file}-{number + 1:05d}-of-00002.safetensors"
+        parts = {name: tensor[rows].clone() for name, tensor in tensors.items()}
+        save_file(parts, path, {"DCP_SHARDING_INFO": json.dumps(begin)})
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints/step_00000020"])
+def test_the_newest_checkpoint_of_a_run_may_be_in_parts(given, tmp_path: Path):
+    older, newer = (tmp_path / "run" / "checkpoints" / f"step_000000{step}" for step in (10, 20))
+    for folder in (older, newer):
+        folder.mkdir(parents=True)
+    save_file({name: tensor + 1 for name, tensor in weights().items()}, older / "model.safetensors")
+    write_parts(newer, "model", weights())
+    assert find_weights(tmp_path / given) == newer
+    model = Model()
+    load_weights(model, tmp_path / given)
+    check(model, weights())
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_folder_means_its_average_and_a_file_itself(parts, tmp_path: Path):
+    average = {"encoder.0.weight": torch.full((4, 3), 9.0)}
+    save_file(weights(), tmp_path / "model.safetensors")
+    if parts:
+        write_parts(tmp_path, "ema", average)
+    else:
+        save_file(average, tmp_path / "ema.safetensors")
+    model = Model()
+    load_weights(model, tmp_path)
+    check(model, weights() | average)
+    load_weights(model, tmp_path / "model.safetensors")
+    check(model, weights())
+
+
+def test_a_run_that_lacks_a_part_is_refused(tmp_path: Path):
+    write_parts(tmp_path, "model", weights())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors" in str(refused(tmp_path))

@@ -63,3 +63,13 @@ def test_another_models_average_is_refused():
     assert float(average.average["weight"]) == 7.0
     with pytest.raises(CheckpointError, match="belongs to another model"):
         average.load({"other": torch.zeros(1, 1)})
+
+
+def test_an_average_that_starts_anew_is_the_weights():
+    model = model_of(0.0)
+    average = MovingAverage(model, decay=0.9)
+    model.weight.data.fill_(3.0)
+    average.restart()
+    assert torch.equal(average.average["weight"], model.weight)
+    model.weight.data.fill_(4.0)
+    assert float(average.average["weight"]) == 3.0, "a copy"

@@ -18,20 +18,24 @@ from .files import (
 from .images import MAX_PIXELS, read_grey, read_id_map, read_image, read_image_size, read_stored_image
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 from .pickles import read_plain_pickle
+from .weight_shards import Part, load_tensor_parts, open_safetensors, tensor_parts, weight_files
 from .weights import load_flat_tensors, load_tensors
 
 __all__ = [
     "MAX_PIXELS",
     "ArchiveMember",
+    "Part",
     "compressed_rle",
     "decode_rle",
     "each_object",
     "get",
     "iterate_json_lines",
     "load_flat_tensors",
+    "load_tensor_parts",
     "load_tensors",
     "member_at",
     "objects",
+    "open_safetensors",
     "parse_json",
     "polygons_to_mask",
     "polygons_to_rle",
@@ -50,4 +54,6 @@ __all__ = [
     "rle_runs",
     "scan_tar",
     "shown",
+    "tensor_parts",
+    "weight_files",
 ]
