@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -239,7 +240,8 @@ def agree(texts: Mapping[str, str], what: str) -> None:
     """Make sure that all ranks hold the same texts (A17), such as hashes of their configuration.
 
     Args:
-        texts: key: value, equal on all ranks if all is well.
+        texts: key: value, equal on all ranks if all is well. Of texts of several lines, as YAML, the first line that
+            differs is shown, after the headings above it.
         what: what they describe, for the message.
 
     Raises:
@@ -255,10 +257,28 @@ def agree(texts: Mapping[str, str], what: str) -> None:
             raise UsageError(
                 f"The processes disagree about {what}.",
                 where=f"first difference: {key}",
-                value="; ".join(f"rank {rank}: {_short(value)}" for rank, value in enumerate(values)),
+                value="; ".join(f"rank {rank}: {_short(line)}" for rank, line in enumerate(_first_difference(values))),
                 allowed="the same on every rank",
                 fix="give every process the same files, overrides, code and data",
             )
+
+
+def _first_difference(texts: list[str]) -> list[str]:
+    """Return of each text the first line in which they differ, after the lines above it that are indented less."""
+    rows = list(zip_longest(*(text.splitlines() for text in texts), fillvalue="(nothing)"))
+    at = next((index for index, row in enumerate(rows) if len(set(row)) > 1), None)
+    if at is None:
+        return texts
+    headings, indent = [], min(map(_indent, rows[at]))
+    for row in reversed(rows[:at]):
+        if row[0].strip() and _indent(row[0]) < indent:
+            headings.insert(0, row[0].strip())
+            indent = _indent(row[0])
+    return [" ".join([*headings, line.strip()]) for line in rows[at]]
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _short(text: str, length: int = 60) -> str:

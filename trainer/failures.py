@@ -20,6 +20,7 @@ from ..utils.errors import EXIT_INTERNAL, describe
 from .launch import Launch, Notes
 
 POLL = 0.5  # seconds between two looks at the store
+_POLL_MATES = 0.1  # the same at the other processes of this machine: mpirun kills the rest 0.2 s after the first
 _STORE_SILENCE = 10.0  # seconds without an answer after which the store, hence rank 0, is given up
 _PEER_ERRORS = re.compile(
     "gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Timed out|recvValue|sendBytes|Failed to recv", re.I
@@ -52,8 +53,8 @@ def start_time(pid: int) -> str | None:
 class Failures:
     """Knows the store, tells a failure once and notices those of others.
 
-    A thread looks about twice a second whether a process has failed, whether those of this machine still exist and
-    whether the launcher does.
+    Threads look about twice a second whether a process has failed and whether the launcher still exists, and more often
+    whether the processes of this machine do.
 
     Args:
         launch: this process.
@@ -73,6 +74,7 @@ class Failures:
             signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._look, name="locap failures", daemon=True).start()
         threading.Thread(target=self._guard, name="locap guard", daemon=True).start()
+        threading.Thread(target=self._watch_mates, name="locap mates", daemon=True).start()
 
     def raised(self, error: BaseException) -> None:
         """End this process because of an exception; does not return."""
@@ -89,7 +91,7 @@ class Failures:
             {"rank": rank, "by": self.launch.rank, "text": text, "code": code, "where": where, "hangs": hangs}
         )
         told = None
-        if not self._store_lost():
+        if not self._store_lost("gone", "stopped"):
             told = _within(3.0, lambda: self.connect().compare_set("failed", "", mine).decode())
         if told is None and not Notes().write("store-lost", where):
             told = json.dumps({"code": code, "hangs": hangs})  # another process of this machine tells it
@@ -114,7 +116,6 @@ class Failures:
         """A launcher asks the rest to end as soon as one has died: leave the time to say which."""
 
         def leave() -> None:
-            self._look_at_mates()
             time.sleep(4 * POLL)
             flush()
             os._exit(128 + number)
@@ -142,24 +143,31 @@ class Failures:
                     self._follow(json.loads(self._store.get("failed")))
                 for other in self.others:
                     other(self._store)
-                self._look_at_mates()
                 self._answered = time.monotonic()
-            except (RuntimeError, OSError):  # the store has gone; the guard decides
-                if not self._ended.is_set():
-                    self._look_at_mates(store_lost=True)
+            except (RuntimeError, OSError):  # the store has gone; the other threads decide
+                continue
 
     def _follow(self, told: dict) -> None:
         self._ending.acquire()
         self._leave(told["code"], hangs=told["hangs"])
 
-    def _look_at_mates(self, *, store_lost: bool = False) -> None:
-        store_lost = store_lost or self._store_lost()
+    def _watch_mates(self) -> None:
+        store = self.connect()
+        while not self._ended.wait(_POLL_MATES):
+            try:
+                self._look_at_mates(store)
+            except (RuntimeError, OSError):
+                if not self._ended.is_set():
+                    self._look_at_mates(store, lost=True)
+
+    def _look_at_mates(self, store: Any, *, lost: bool = False) -> None:
+        lost = lost or self._store_lost("gone")
         for rank, mate in enumerate(self.mates):
             if rank == self.launch.rank or mate["machine"] != self.mates[self.launch.rank]["machine"]:
                 continue
             if process_state(mate["pid"], mate["started"]) != "gone":
                 continue
-            if not store_lost and (self._store.check([f"left/{rank}"]) or self._store.check(["failed"])):
+            if not lost and (store.check([f"left/{rank}"]) or store.check(["failed"])):
                 continue
             text = (
                 f"error: Rank {rank} on {mate['host']} (process {mate['pid']}) ended without a word.\n"
@@ -181,9 +189,9 @@ class Failures:
                 text = "error: Rank 0, which keeps the list of who is there, cannot be reached: its machine is lost."
                 self.end(0, text, whose=f"told by rank {self.launch.rank} on {self.host}")
 
-    def _store_lost(self) -> bool:
-        """Whether rank 0 kept the store and is seen to be dead."""
-        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self.state_of(0) == "gone"
+    def _store_lost(self, *states: str) -> bool:
+        """Whether rank 0 keeps the store and is seen in one of these states."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self.state_of(0) in states
 
     def _is_elsewhere(self, rank: int) -> bool:
         return bool(self.mates) and self.mates[rank]["machine"] != self.mates[self.launch.rank]["machine"]
@@ -198,7 +206,7 @@ class Failures:
         """Leave now; rank 0 stays until the others have seen why."""
         for function in self.on_hang if hangs else ():
             function()
-        if wait and not self._store_lost():
+        if wait and not self._store_lost("gone", "stopped"):
             _within(wait, self._take_leave)
         flush()
         os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -10,51 +11,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from locap.trainer.failures import process_state
+from locap.trainer.distributed import Timeouts, process_group
+from locap.trainer.failures import start_time
+from locap.trainer.watchdog import Watchdog
 
-BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[2]
+from .jobs import HOST, LIMIT, Job, both, children, free_port, mpirun, outlive, run_job
+from .jobs import environment as environment_in
+
 SCRIPT = Path(__file__).with_name("group_script.py")
-HOST = socket.gethostname()
-LIMIT = 60  # seconds in which every job must have ended
-OF_LAUNCHERS = ("OMPI_", "PMI", "SLURM_", "MASTER_", "PYTEST", "RANK", "WORLD_SIZE", "LOCAL_")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def mpirun() -> list[str]:
-    if not (BIN / "mpirun").exists():
-        pytest.skip("mpirun is not installed beside this Python")
-    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [str(BIN / "mpirun"), "-n", "2", "--oversubscribe", *root, sys.executable]
-
-
-def torchrun() -> list[str]:
-    return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
+TOLD = re.compile(rf"^\((rank|told by rank) (\d)( of 2)? on {re.escape(HOST)}\)$", re.MULTILINE)  # ends each message
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "locap").symlink_to(ROOT)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
-    return kept | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return environment_in(tmp_path_factory.mktemp("path"))
 
 
 @pytest.fixture
 def job(environment):
-    def run(launcher, what: str, rank: int = 1, *variables: str) -> SimpleNamespace:
-        words = [*launcher(), str(SCRIPT), what, str(rank), *variables]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LIMIT)
-        return SimpleNamespace(code=done.returncode, err=done.stderr, ended=time.time())
+    def run(launcher, what: str, rank: int = 1, *variables: str) -> Job:
+        return run_job([*launcher(), str(SCRIPT), what, str(rank), *variables], environment)
 
     return run
 
@@ -64,7 +43,12 @@ def code_of(launcher, code: int) -> int:
     return code if launcher is mpirun else 1
 
 
-both = pytest.mark.parametrize("launcher", [mpirun, torchrun])
+def assert_told_once(job: Job, pattern: str, seconds: float) -> None:
+    """There is one message, and all ranks have left within some seconds of it."""
+    assert len(re.findall(pattern, job.err)) == 1, job.err
+    assert len(TOLD.findall(job.err)) == 1, job.err
+    assert "terminate called" not in job.err
+    assert job.ranks_ended - job.time_of(pattern) < seconds
 
 
 @both
@@ -72,7 +56,7 @@ both = pytest.mark.parametrize("launcher", [mpirun, torchrun])
 def test_an_exception_on_one_rank_is_shown_once(launcher, job):
     done = job(launcher, "raise")
     assert done.code == code_of(launcher, 70)
-    assert done.err.count("RuntimeError: broken on purpose") == 1
+    assert_told_once(done, "RuntimeError: broken on purpose", 5)
     assert f"(rank 1 of 2 on {HOST})" in done.err
 
 
@@ -81,7 +65,7 @@ def test_an_exception_on_one_rank_is_shown_once(launcher, job):
 def test_what_every_rank_raises_is_shown_once(launcher, job):
     done = job(launcher, "disagree")
     assert done.code == code_of(launcher, 2)
-    assert done.err.count("The processes disagree about the configuration") == 1
+    assert_told_once(done, "The processes disagree about the configuration", 5)
 
 
 @both
@@ -89,56 +73,121 @@ def test_what_every_rank_raises_is_shown_once(launcher, job):
 @pytest.mark.fault("A14")
 def test_a_killed_rank_is_named(launcher, rank, job):
     done = job(launcher, "kill", rank)
-    assert done.code in (70, 137, 1)
-    assert done.err.count(f"Rank {rank} on {HOST} (process ") == 1
+    assert done.code in ((70, 137) if launcher is mpirun else (1,))
+    assert_told_once(done, rf"Rank {rank} on {HOST} \(process \d+\) ended without a word", 5)
+
+
+@both
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.fault("A15")
+def test_a_stopped_rank_is_named(launcher, rank, job):
+    """Time is taken until the ranks have ended; torchrun needs some seconds more for itself."""
+    done = job(launcher, "stop", rank)
+    assert done.code == code_of(launcher, 70)
+    assert_told_once(done, f"rank {rank} on {HOST} is behind: step of step 1", 5)
+    assert f"stacks of rank {1 - rank}:" in done.err
+    assert done.time_of("is behind") - done.time_of("^stopped") < 3 + 5
+
+
+@pytest.mark.fault("A15")
+def test_every_stopped_rank_is_named(tmp_path, monkeypatch, scale, figure):
+    """Without a launcher, which makes many trials cheap."""
+    trials, limit, at_once, late = scale(4, 20), 1.0, 4, []
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for first in range(0, trials, at_once):
+        pairs = [Pair(tmp_path / f"{trial}.txt", trial % 2, limit) for trial in range(first, first + at_once)]
+        late += [pair.seconds() for pair in pairs]
+    assert max(late) < limit + 5
+    figure(
+        "T13", f"{trials} of {trials} stopped ranks named with host and stacks, <= limit + {max(late) - limit:.1f} s"
+    )
+
+
+class Pair:
+    """Two forked processes of which one stops itself at its first step."""
+
+    def __init__(self, path: Path, chosen: int, limit: float) -> None:
+        self.path, self.chosen, context = path, chosen, multiprocessing.get_context("fork")
+        arguments = (path, chosen, limit, free_port())
+        self.members = [context.Process(target=_stop, args=(rank, *arguments), daemon=True) for rank in range(2)]
+        for member in self.members:
+            member.start()
+
+    def seconds(self) -> float:
+        """Return how long after it stopped the other one had named it and left."""
+        self.members[1 - self.chosen].join(60)
+        self.members[self.chosen].kill()
+        text = self.path.read_text(encoding="utf-8")
+        assert self.members[1 - self.chosen].exitcode == 70, text
+        assert f"rank {self.chosen} on {HOST} is behind" in text
+        assert f"stacks of rank {1 - self.chosen}:" in text
+        stopped, named = (float(found) for found in re.findall(r"^(?:stopped|named) at ([\d.]+)", text, re.MULTILINE))
+        return named - stopped
+
+
+def _stop(rank: int, path: Path, chosen: int, limit: float, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
+    with process_group(device="cpu", timeouts=Timeouts(20, 60, 60)) as world:
+        dog = NotingWatchdog(world, {"step": limit})
+        dog.start()
+        dog.mark("step", 1)
+        if rank == chosen:
+            sys.stderr.write(f"stopped at {time.time()}\n")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+
+
+class NotingWatchdog(Watchdog):
+    """Notes when its message has been written."""
+
+    def _dump(self) -> None:
+        super()._dump()
+        sys.stderr.write(f"named at {time.time()}\n")
 
 
 @both
 @pytest.mark.fault("A15")
-def test_a_stopped_rank_is_named(launcher, job, scale, figure):
-    worst, trials = 0.0, scale(1, 10)
-    for _ in range(trials):
-        done = job(launcher, "stop")
-        assert f"rank 1 on {HOST} is behind: step of step 1" in done.err
-        assert "stacks of rank 0:" in done.err
-        worst = max(worst, done.ended - float(re.search(r"stopped at ([\d.]+)", done.err).group(1)) - 3)
-    assert done.code == code_of(launcher, 70)
-    assert worst < (5 if launcher is mpirun else 10)  # of which torchrun takes a part to end itself
-    figure("T13", f"{launcher.__name__}: {trials} of {trials} stopped ranks named, job over <= limit + {worst:.1f} s")
-
-
-@both
 def test_a_sleeping_rank_is_named(launcher, job):
     done = job(launcher, "sleep", 0)
     assert done.code == code_of(launcher, 70)
-    assert f"rank 0 on {HOST} is behind: step of step 1, last seen at group_script.py" in done.err
+    assert_told_once(done, f"rank 0 on {HOST} is behind: step of step 1, last seen at group_script.py", 5)
 
 
 @both
-@pytest.mark.parametrize("what", ["exit0", "leave"])
+@pytest.mark.parametrize(("what", "rank"), [("exit0", 1), ("leave", 0)])
 @pytest.mark.fault("A16")
-def test_a_rank_that_leaves_early_is_named(launcher, what, job):
-    done = job(launcher, what)
+def test_a_rank_that_leaves_early_is_named(launcher, what, rank, job):
+    done = job(launcher, what, rank)
     assert done.code == code_of(launcher, 70)
-    assert re.search(rf"Rank 1 on {HOST} (\(process \d+\) ended without a word|left, with exit code 0)", done.err)
+    assert_told_once(done, rf"Rank {rank} on {HOST} (\(process \d+\) ended without a word|left, with exit code 0)", 5)
     assert "signal 6" not in done.err
-    assert "terminate called" not in done.err
 
 
+@pytest.mark.fault("A18")
+def test_exchanges_that_do_not_match_are_told_with_both_sides_on_demand(job):
+    done = job(mpirun, "mismatch", 1, "TORCH_DISTRIBUTED_DEBUG=DETAIL")
+    assert done.code == 70
+    assert_told_once(done, "Detected mismatch between collectives on ranks", 5)
+    assert "group_script.py" in done.err
+    assert "TensorShape=[1]" in done.err
+    assert "TensorShape=[2]" in done.err
+
+
+@both
 @pytest.mark.fault("A9")
-def test_workers_end_with_their_launcher(environment):
-    started = subprocess.Popen(
-        [*torchrun(), str(SCRIPT), "wait", "0"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    workers = []
-    while len(workers) < 2:
-        line = started.stderr.readline()
-        workers += [int(pid) for pid in re.findall(r"^pid (\d+)", line)]
-    os.kill(started.pid, signal.SIGKILL)
-    until = time.monotonic() + 2
-    while time.monotonic() < until and any(process_state(pid, None) != "gone" for pid in workers):
-        time.sleep(0.05)
-    assert [process_state(pid, None) for pid in workers] == ["gone", "gone"]
+def test_ranks_end_with_their_launcher(launcher, environment):
+    words = [*launcher(), str(SCRIPT), "wait", "0"]
+    started = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    for _ in range(2):
+        assert any(line.startswith("pid ") for line in started.stderr)
+    ranks = {pid: start_time(pid) for pid in children(started.pid)}
+    started.kill()
+    assert len(ranks) == 2
+    assert outlive(ranks, 2) == []
 
 
 def by_hand(environment, *variables: dict[str, str], what: str = "none") -> list[tuple[int, str]]:

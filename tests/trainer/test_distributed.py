@@ -123,6 +123,14 @@ def test_ranks_that_disagree_are_told_the_first_difference_once(capfd):
     assert "Traceback" not in err
 
 
+@pytest.mark.fault("A17")
+def test_the_line_in_which_texts_differ_is_found_with_its_headings():
+    texts = [f"A: 1\nB:\n  C:\n    D: 1\n  E:\n    F: {value}\nG: {value}" for value in (1, 2)]
+    assert distributed._first_difference(texts) == ["B: E: F: 1", "B: E: F: 2"]
+    assert distributed._first_difference(["A: 1", "A: 1\nB: 2"]) == ["(nothing)", "B: 2"]
+    assert distributed._first_difference(["7", "8"]) == ["7", "8"]
+
+
 def test_ranks_that_agree_go_on():
     assert run_two(lambda world: agree({"seed": "0"}, "the data"))[0] == [0, 0]
 
