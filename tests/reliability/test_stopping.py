@@ -82,7 +82,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(name, size, rank,
     cfg = tiny.config("Pix2Cap", tmp_path, SOLVER__MAX_STEPS=STEPS, CHECKPOINT_EVERY_STEPS=100)
     assert tiny.train_on(size, cfg, after_step=act) == [EXIT_STOPPED] * size
     run = tiny.run_of(tmp_path)
-    assert_says_how(capfd.readouterr().err, run, f"(signal {name})" if rank == 0 else "")
+    assert_says_how(capfd.readouterr().err, run, f"(signal {name})")
     assert last_step(run) == 4
     assert_goes_on(run, whole(size), size, CHECKPOINT_EVERY_STEPS=100)
     figure("T3", f"{name} to rank {rank} of {size}: exit 75, 0 steps lost, resumed bitwise")
@@ -158,7 +158,7 @@ def test_a_stop_during_the_last_evaluation_evaluates_again(whole, tmp_path):
     assert not (run / "model.safetensors").exists()
     again = tiny.config("Pix2Cap", tmp_path, RESUME=True, RESUME_FROM=run, **changes)
     assert tiny.train_on(1, again, evaluates=True) == [0]
-    assert [line["step"] for line in tiny.metrics(run, "evaluate")] == [2]
+    assert [line["step"] for line in tiny.metrics(run, "evaluate") if "metrics" in line] == [2]
     assert tiny.differences(whole(1, 2), run) == []
 
 
