@@ -23,7 +23,7 @@ from . import tiny
 from .test_launchers import OF_LAUNCHERS, mpirun, torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, MANY = 6, 25  # the latter so that a launcher can be asked before the end
+STEPS, MANY = 6, 12  # the latter so that a launcher can be asked before the end
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,12 @@ def started(launcher: Callable[[], list[str]], folder: Path, **more: str) -> tup
     changes = {"SOLVER__MAX_STEPS": MANY, "COCO__DATALOADER__NUM_WORKERS": 1}
     words = [*launcher(), str(ROOT / "entry.py"), "train", *tiny.words("Pix2Cap", folder, **changes)]
     process = subprocess.Popen(
-        words, env=environment(**more), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        env=environment(**more),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     return process, folder / "tiny" / "run_1"
 
