@@ -77,6 +77,6 @@ def test_kills_cost_little_and_change_nothing(tmp_path, figure, scale):
     assert share >= 0.98
     figure(
         "T15",
-        f"{len(killed)} kills, {done.stat().st_size / len(killed):.0f} steps apart, saves every {every}: {share:.2%} of "
-        "the steps done were useful, the others repeated (restart and saving not counted); the end bitwise equal",
+        f"{len(killed)} kills, {done.stat().st_size / len(killed):.0f} steps apart, saves every {every}: {share:.2%} "
+        "of the steps done were useful, the others repeated (restart and saving not counted); the end bitwise equal",
     )
