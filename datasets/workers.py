@@ -44,7 +44,14 @@ class Board:
             self._rows.share_memory_()
 
     def enter(self, worker: int) -> None:
-        """Note a process's id, in that process."""
+        """Note a process's id, in that process, and leave requests to stop to the one that trains.
+
+        Terminals and launchers signal whole process groups; the training process needs its loaders to finish its step.
+        """
+        if hasattr(os, "setpgrp"):
+            os.setpgrp()
+            for number in (signal.SIGINT, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
         gc.freeze()  # collecting what was there before the fork would copy its pages
         self._rows[worker, 0] = os.getpid()
 

@@ -186,7 +186,8 @@ class TrainingRun:
         if not asked:
             return
         self.stop.obeyed()
-        reason = f" ({self.stop.reason})" if self.stop.reason else ""
+        reasons = gather_texts(self.stop.reason or "")
+        reason = on_main(lambda: next((f" ({text})" for text in reasons or [] if text), ""))
         raise Stopped(
             f"Training has stopped on request{reason} after step {self.loop.state.step}; everything is saved.",
             where=str(self.folder),

@@ -159,7 +159,7 @@ def on_ranks(function: Callable[[World], None], size: int, fault: str | None = N
     members = [started(lambda rank=rank: _member(function, rank, size, port), fault, rank) for rank in range(size)]
     deadline = time.monotonic() + timeout
     while any(member.is_alive() for member in members) and time.monotonic() < deadline:
-        if fault and any(member.exitcode not in (None, 0) for member in members):
+        if fault and any((member.exitcode or 0) < 0 for member in members):
             deadline = min(deadline, time.monotonic() + 0.2)
         time.sleep(0.005)
     for member in members:
