@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
+from .parallel import is_shard
 
 
 class MovingAverage:
@@ -35,7 +36,8 @@ class MovingAverage:
             step: index of the step, from 0.
             skipped: 0-dim, 1 where the step was left out: nothing then changes.
         """
-        averages, weights = list(self.average.values()), [p.detach() for p in self._trained.values()]
+        averages = [_here(average) for average in self.average.values()]
+        weights = [_here(parameter.detach()) for parameter in self._trained.values()]
         rate = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - skipped)
         change = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(change, rate)
@@ -73,3 +75,8 @@ class MovingAverage:
             raise CheckpointError("The checkpoint's average belongs to another model.", where=odd[0])
         for name, value in tensors.items():
             self.average[name].copy_(value)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor; no kernel takes shards together with whole tensors."""
+    return tensor.to_local() if is_shard(tensor) else tensor

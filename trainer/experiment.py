@@ -198,7 +198,7 @@ class TrainingRun:
         """Write the weights to use: the average where there is one."""
         with self._averaged():
             tensors = sharded.full_tensors(self.model) if self.loop.replicas.sharded else model_tensors(self.model)
-        on_main(lambda: str(write_tensors(self.folder / "model.safetensors", tensors)))
+            on_main(lambda: str(write_tensors(self.folder / "model.safetensors", tensors)))
 
     def _averaged(self) -> contextlib.AbstractContextManager:
         return self.loop.average.in_place() if self.loop.average is not None else contextlib.nullcontext()

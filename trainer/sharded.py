@@ -98,7 +98,7 @@ def restore(
 def full_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all of the model's tensors, whole, on the host of every rank; all ranks must call it.
 
-    A tensor that several names share comes under its first name only.
+    A tensor that several names share comes under its first name only. What was whole on the host is no copy.
     """
     return {
         name: (tensor.full_tensor() if is_shard(tensor) else tensor).detach().cpu().contiguous()
