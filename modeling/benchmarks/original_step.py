@@ -2,9 +2,10 @@
 
 Every step it tokenizes and encodes a sentence per class at the full context length. The pixel decoder leaves mixed
 precision, the query decoder takes its own slow way (`original_decoder`). At each prediction point the captioner runs,
-all its states are mapped to the vocabulary and compared with dense smoothed targets; targets become numbers at full
-size, twice; each segment's query is found by itself and waits for the device twice; each image's assignment is solved
-by itself; coordinates are repeated for every mask. In the end every loss is read on the host.
+all its states are mapped to the vocabulary, wanted or not, and compared with dense smoothed targets; what
+it reads is put together region by region; targets become numbers at full size, three times; each segment's query is
+found by itself and waits for the device twice; each image's assignment is solved by itself, with the GPU's unused
+memory given back before; coordinates are repeated for every mask. In the end every loss is read on the host.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...datasets.batches import Batch, RegionTargets
+from ..layers.gradient import scale_gradient
 from ..losses.criterion import Matches, SegmentTargets
 from ..losses.mask import mask_bce, mask_dice
 from ..losses.points import SeededPoints, sample_points, uncertain_points
@@ -38,6 +40,8 @@ class OriginalStep:
     """
 
     def __init__(self, system: Pix2Cap) -> None:
+        if system.region_tokens.needs_masks:
+            raise ValueError("the published captioner reads a query and the global feature, no masks")
         self.system = system
 
     def __call__(self, batch: Batch, step_seed: int = 0) -> dict[str, LossTerm]:
@@ -46,15 +50,16 @@ class OriginalStep:
         images = system.images(batch.images)
         canvas = tuple(images.shape[-2:])
         targets = SegmentTargets.from_regions(batch.targets, *canvas)
+        truth = [padded_masks(target, canvas) for target in batch.targets]  # the published loader ships these
         points = SeededPoints([target.seed for target in batch.targets], images.device)
         decoded, features, masks = self._decode(images, self._class_texts(step_seed))
         losses: dict[str, LossTerm] = {}
         for layer, (prediction, maps) in enumerate(zip(reversed(decoded.points), reversed(masks), strict=True)):
-            matches = self._match(prediction, maps, batch.targets, points, layer, canvas)
-            losses |= self._mask_losses(prediction, maps, batch.targets, targets, matches, points, layer, canvas)
+            matches = self._match(prediction, maps, targets, truth, points, layer)
+            losses |= self._mask_losses(prediction, maps, targets, truth, matches, points, layer)
             losses |= system.criterion.box_terms(prediction, targets, matches, layer)
             views = split_images(prediction, decoded, features["res2"], system.num_objects)
-            caption = self._caption_loss(views, maps, batch, canvas)
+            caption = self._caption_loss(views, maps, batch, truth)
             if layer < system.options.caption_points:
                 losses[f"loss_densecaption_{layer}"] = LossTerm(caption, "words", system.options.caption_weight)
         for term in losses.values():
@@ -87,67 +92,70 @@ class OriginalStep:
         self,
         prediction: QueryPrediction,
         maps: Tensor,
-        targets: list[RegionTargets],
+        targets: SegmentTargets,
+        truth: list[Tensor],
         points: SeededPoints,
         layer: int,
-        canvas: Size,
     ) -> Matches:
         criterion, count = self.system.criterion, self.system.num_objects
         matches = []
-        for image, target in enumerate(targets):
+        for image, (labels, masks) in enumerate(zip(targets.labels, truth, strict=True)):
+            if maps.is_cuda:
+                torch.cuda.empty_cache()
             at = points.shared(layer, image, criterion.num_points)[None]
-            logits, masks = maps[image, :count].float(), full_masks(target, canvas)
+            logits, masks = maps[image, :count].float(), masks.float()
             sampled = sample_points(logits[:, None], at.expand(len(logits), -1, -1))[:, 0]
-            truth = sample_points(masks[:, None], at.expand(len(masks), -1, -1))[:, 0]
+            wanted = sample_points(masks[:, None], at.expand(len(masks), -1, -1))[:, 0]
             logits = prediction.class_logits[image, :count]
-            matches += assign([original_costs(criterion.costs, logits, sampled, target.labels, truth)])
+            matches += assign([original_costs(criterion.costs, logits, sampled, labels, wanted)])
         return matches
 
     def _mask_losses(
         self,
         prediction: QueryPrediction,
         maps: Tensor,
-        regions: list[RegionTargets],
         targets: SegmentTargets,
+        truth: list[Tensor],
         matches: Matches,
         points: SeededPoints,
         layer: int,
-        canvas: Size,
     ) -> dict[str, LossTerm]:
         """Return the class and mask losses, from all queries' masks and targets at full size."""
         system, criterion, weights = self.system, self.system.criterion, self.system.criterion.weights
         ce = criterion.class_loss(prediction.class_logits[:, : system.num_objects], targets, matches)
-        torch.tensor(float(sum(map(len, regions))), device=maps.device).item()  # over ranks, in the published code
+        torch.tensor(float(sum(targets.counts)), device=maps.device).item()  # over ranks, in the published code
         logits = torch.cat([image[match.queries] for image, match in zip(maps, matches, strict=True)]).float()
-        masks = torch.cat([full_masks(region, canvas) for region in regions])
-        first = itertools.accumulate((len(region) for region in regions[:-1]), initial=0)
+        masks = torch.cat([masks.float() for masks in truth])
+        first = itertools.accumulate(targets.counts[:-1], initial=0)
         masks = masks[torch.cat([match.segments + start for match, start in zip(matches, first, strict=True)])]
         counts = [len(match.queries) for match in matches]
         at = uncertain_points(logits, counts, points, layer, num_points=criterion.num_points, **criterion.sampling)
-        sampled, truth = sample_points(logits[:, None], at)[:, 0], sample_points(masks[:, None], at)[:, 0]
+        sampled, wanted = sample_points(logits[:, None], at)[:, 0], sample_points(masks[:, None], at)[:, 0]
         return {
             f"loss_mask_ce_{layer}": LossTerm(ce, "class_weights", weights.mask_ce),
-            f"loss_mask_bce_{layer}": LossTerm(mask_bce(sampled, truth), "segments", weights.mask_bce),
-            f"loss_mask_dice_{layer}": LossTerm(mask_dice(sampled, truth), "segments", weights.mask_dice),
+            f"loss_mask_bce_{layer}": LossTerm(mask_bce(sampled, wanted), "segments", weights.mask_bce),
+            f"loss_mask_dice_{layer}": LossTerm(mask_dice(sampled, wanted), "segments", weights.mask_dice),
         }
 
-    def _caption_loss(self, images: list[ImageQueries], maps: Tensor, batch: Batch, canvas: Size) -> Tensor:
+    def _caption_loss(self, images: list[ImageQueries], maps: Tensor, batch: Batch, truth: list[Tensor]) -> Tensor:
         """Return the summed loss of one prediction point."""
         system, count = self.system, self.system.num_objects
-        tokens = []
-        for image, logits, target in zip(images, maps, batch.targets, strict=True):
-            queries = best_overlap_one_by_one(logits[:count].detach(), full_masks(target, canvas))
-            tokens.append(system._read_regions(image, queries))
-        words = torch.cat([target.caption_tokens for target in batch.targets]).to(tokens[0].device)
-        logits = system.captioner.logits(system.captioner(torch.cat(tokens), words[:, :-1]))
+        tokens = images[0].hidden.new_zeros(0, len(system.region_tokens.kinds), system.region_tokens.dim)
+        for image, logits, masks in zip(images, maps, truth, strict=True):
+            for query in best_overlap_one_by_one(logits[:count].detach(), masks.float()):
+                region = system.region_tokens(image.hidden, image.global_feature, query[None], None)
+                tokens = torch.cat((tokens, region))
+        tokens = scale_gradient(system.region_proj(tokens), system.options.caption_gradient_scale)
+        words = torch.cat([target.caption_tokens for target in batch.targets]).to(tokens.device)
+        logits = system.captioner.logits(system.captioner(tokens, words[:, :-1]))
         spoken = words[:, 1:] != system.tokenizer.pad_id
         return dense_caption_loss(logits[spoken], words[:, 1:][spoken])
 
 
-def full_masks(target: RegionTargets, canvas: Size) -> Tensor:
-    """Return float32 (n, H, W) masks, padded right and below to the canvas (height, width)."""
+def padded_masks(target: RegionTargets, canvas: Size) -> Tensor:
+    """Return bool (n, H, W) masks, padded right and below to the canvas (height, width)."""
     height, width = target.id_map.shape
-    return F.pad(target.masks().float(), (0, canvas[1] - width, 0, canvas[0] - height))
+    return F.pad(target.masks(), (0, canvas[1] - width, 0, canvas[0] - height))
 
 
 def original_costs(costs: MatchingCosts, class_logits: Tensor, x: Tensor, labels: Tensor, y: Tensor) -> Tensor:
@@ -175,7 +183,7 @@ def best_overlap_one_by_one(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dense_caption_loss(logits: Tensor, words: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Sum the divergence from dense targets; see `locap.modeling.losses.caption.smoothed_caption_loss`."""
+    """Sum the divergence from dense targets; see `locap.modeling.losses.vocabulary.projected_caption_loss`."""
     target = torch.full_like(logits, smoothing / (logits.shape[-1] - 1))
     target.scatter_(1, words[:, None], 1 - smoothing)
     return F.kl_div(F.log_softmax(logits.float(), -1), target, reduction="sum")

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..text_decoders.bert_captioner import BertCaptioner
 from .terms import LossTerm
+from .vocabulary import projected_caption_loss
 
 
 @dataclass(slots=True)
@@ -41,41 +42,34 @@ class _SmoothedDivergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, words: Tensor, bias: Tensor | None, smoothing: float) -> Tensor:
+    def forward(ctx, logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
         others = logits.shape[-1] - 1
         floor = smoothing / others
         entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(floor) if smoothing else 0.0
         partition = torch.empty(len(logits), device=logits.device)
         losses = torch.empty_like(partition)
         for x, word, total, loss in _in_pieces(logits, words, partition, losses):
-            x = _with_bias(x, bias)
+            x = x.float()
             torch.logsumexp(x, -1, out=total)
             chosen = x.gather(1, word[:, None])[:, 0]
             loss.copy_(total - floor * x.sum(-1) - (1 - smoothing - floor) * chosen + entropy)
-        ctx.save_for_backward(logits, words, bias)
+        ctx.save_for_backward(logits, words)
         ctx.smoothing, ctx.floor = smoothing, floor
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
-        logits, words, bias = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, words = ctx.saved_tensors
         out = torch.empty_like(logits)
-        of_bias = None if bias is None else torch.zeros(bias.shape, device=bias.device)
         for x, word, factor, part in _in_pieces(logits, words, grad, out):
             slope = part if part.dtype == torch.float32 else torch.empty(part.shape, device=part.device)
-            torch.softmax(_with_bias(x, bias), -1, out=slope).sub_(ctx.floor)  # sums to one, exp(x - log sum) would not
+            torch.softmax(x.float(), -1, out=slope).sub_(ctx.floor)  # sums to one, exp(x - log sum) would not
             peak = slope.new_full((len(word), 1), ctx.smoothing + ctx.floor - 1)
             slope.scatter_add_(1, word[:, None], peak).mul_(factor[:, None])
             if slope is not part:
                 part.copy_(slope)
-            if of_bias is not None:
-                of_bias += slope.sum(0)
-        return out, None, None if of_bias is None else of_bias.to(bias.dtype), None
-
-
-def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x.float() if bias is None else x.float() + bias
+        return out, None, None
 
 
 def _in_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -84,20 +78,18 @@ def _in_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
-def smoothed_caption_loss(
-    logits: Tensor, words: Tensor, *, bias: Tensor | None = None, smoothing: float = 0.1
-) -> Tensor:
+def smoothed_caption_loss(logits: Tensor, words: Tensor, *, smoothing: float = 0.1) -> Tensor:
     """Return per word KL(smoothed target || prediction), computed in float32: (N,).
 
-    The target gives the word 1 - smoothing and every other word smoothing / (V - 1).
+    The target gives the word 1 - smoothing and every other word smoothing / (V - 1). Where an output layer makes the
+    logits, `projected_caption_loss` is cheaper.
 
     Args:
         logits: (N, V).
         words: int64 (N,).
-        bias: (V,), added to the logits a few rows at a time, which spares a pass over all of them.
         smoothing: epsilon.
     """
-    return _SmoothedDivergence.apply(logits, words, bias, smoothing)
+    return _SmoothedDivergence.apply(logits, words, smoothing)
 
 
 def caption_losses(
@@ -121,8 +113,8 @@ def caption_losses(
     read = torch.from_numpy(words[:, :-1])
     read, at, following = (x.to(tokens.device, non_blocking=True) for x in (read, at, following))
     states = captioner(tokens, read)
-    logits = captioner.logits(states.flatten(0, 1)[at], with_bias=False)
-    losses = smoothed_caption_loss(logits, following, bias=captioner.output.bias)
+    output = captioner.output
+    losses = projected_caption_loss(states.flatten(0, 1)[at], output.weight, output.bias, following)
     layers = np.repeat([r.layer for r in readings], [len(r.words) for r in readings])
     counts = {layer: int(spoken[layers == layer].sum()) for layer in dict.fromkeys(r.layer for r in readings)}
     parts = zip(counts, losses.split(list(counts.values())), strict=True)

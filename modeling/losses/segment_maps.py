@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SegmentMap:
     """One image's segments.
 
@@ -34,13 +36,13 @@ class SegmentMap:
 
     def at_shared(self, points: Tensor) -> Tensor:
         """Sample all masks at the same points, (P, 2) -> float32 (n, P); see `sample_points`."""
-        wanted = self.segments[:, None]
+        wanted = self.segments.to(self.ids.dtype)[:, None]  # one type: compared faster
         parts = [(ids == wanted) * weight for ids, weight in self._corners(points)]
         return sum(parts[1:], parts[0])
 
     def at_own(self, segments: Tensor, points: Tensor) -> Tensor:
         """Sample some masks, int64 (M,) their rows, each at points of its own: (M, P, 2) -> float32 (M, P)."""
-        wanted = self.segments[segments][:, None]
+        wanted = self.segments[segments].to(self.ids.dtype)[:, None]
         parts = [(ids == wanted) * weight for ids, weight in self._corners(points)]
         return sum(parts[1:], parts[0])
 
@@ -59,13 +61,21 @@ class SegmentMap:
     def _corners(self, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ids and weights at the four pixels around points (..., 2), as `grid_sample` counts them: (...)."""
         x, y = points.unbind(-1)
-        x, y = (((2 * v - 1) + 1) * (side / 2) - 0.5 for v, side in ((x, self.canvas[1]), (y, self.canvas[0])))
+        sides = ((x, self.canvas[1]), (y, self.canvas[0]))
+        x, y = ((((2 * v - 1) + 1) * (side / 2) - 0.5).clamp(-1, side) for v, side in sides)
         x0, y0 = x.floor(), y.floor()
         right, below = x - x0, y - y0
+        stride = self.canvas[1] + 3
+        first = (y0.long() + 1) * stride + (x0.long() + 1)
         for dy, weight_y in ((0, 1 - below), (1, below)):
             for dx, weight_x in ((0, 1 - right), (1, right)):
-                ids, inside = self._look_up(y0.long() + dy, x0.long() + dx)
-                yield ids, weight_y * weight_x * inside
+                yield self._framed.take(first + (dy * stride + dx)), weight_y * weight_x
+
+    @cached_property
+    def _framed(self) -> Tensor:
+        """The canvas with one more row and column before and two behind, where no segment is: (H + 3, W + 3)."""
+        below, right = (full - size for full, size in zip(self.canvas, self.ids.shape, strict=True))
+        return F.pad(self.ids, (1, right + 2, 1, below + 2), value=torch.iinfo(self.ids.dtype).min)
 
     def _look_up(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ids at pixels and whether these are in the map."""

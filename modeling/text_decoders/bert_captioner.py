@@ -179,9 +179,9 @@ class BertCaptioner(nn.Module):
             x = recompute(layer, x, allowed, enabled=self.checkpoint)
         return x[:, memory.shape[1] :]
 
-    def logits(self, states: Tensor, *, with_bias: bool = True) -> Tensor:
-        """(..., D) -> (..., V); without the bias they are for a loss that adds it (`smoothed_caption_loss`)."""
-        return self.output(states) if with_bias else F.linear(states, self.output.weight)
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.output(states)
 
     def prefill(
         self, region_tokens: Tensor, max_words: int, context: Tensor | None = None, spoken: Tensor | None = None

@@ -14,6 +14,7 @@ from locap.modeling.losses.criterion import SegmentTargets, SegmentWeights, SetC
 from locap.modeling.losses.mask import mask_bce, mask_dice
 from locap.modeling.losses.points import SeededPoints, SequentialPoints, sample_points, uncertain_points
 from locap.modeling.losses.segment_maps import SegmentMap
+from locap.modeling.losses.vocabulary import projected_caption_loss
 from locap.modeling.matching.hungarian import Match, MatchingCosts
 
 
@@ -75,15 +76,44 @@ def test_caption_loss_allocates_nothing_as_large_as_the_logits_but_their_gradien
     assert not before - {0, logits.data_ptr()}
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bias_may_be_added_by_the_loss(dtype: torch.dtype):
-    logits, bias = torch.randn(40, 30).to(dtype).requires_grad_(), torch.randn(30, requires_grad=True)
-    words, factors = torch.randint(0, 30, (40,)), torch.rand(40)
-    found = smoothed_caption_loss(logits, words, bias=bias)
-    expected = smoothed_caption_loss(logits.float() + bias, words)
-    torch.testing.assert_close(found, expected)
-    ours, theirs = (torch.autograd.grad(loss @ factors, (logits, bias)) for loss in (found, expected))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+def test_caption_loss_from_states_is_that_of_their_logits(dtype: torch.dtype, smoothing: float):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).requires_grad_() for shape in ((300, 24), (50, 24), (50,))]  # several pieces of rows
+    words, factors = torch.randint(0, 50, (300,)), torch.rand(300)
+    states, weight, bias = inputs
+    logits = states.to(dtype).float() @ weight.to(dtype).float().t() + bias
+    expected = smoothed_caption_loss(logits, words, smoothing=smoothing)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = projected_caption_loss(*inputs, words, smoothing=smoothing)
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    torch.testing.assert_close(found, expected, **near)
+    ours, theirs = (torch.autograd.grad(loss @ factors, inputs) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs, **near)
+
+
+def test_caption_loss_from_states_keeps_one_array_of_words_times_vocabulary():
+    states, weight, bias = (torch.randn(shape).requires_grad_() for shape in ((400, 4), (50, 4), (50,)))
+    large: set[int] = set()
+
+    class Large(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 400 * 50 * 4:
+                large.add(out.untyped_storage().data_ptr())
+            return out
+
+    with Large():
+        projected_caption_loss(states, weight, bias, torch.randint(0, 50, (400,))).sum().backward()
+    assert len(large) == 1
+
+
+def test_caption_loss_from_no_states_is_zero():
+    states, weight, bias = (torch.randn(shape).requires_grad_() for shape in ((0, 4), (50, 4), (50,)))
+    projected_caption_loss(states, weight, bias, torch.zeros(0, dtype=torch.long)).sum().backward()
+    assert not weight.grad.any()
+    assert not bias.grad.any()
 
 
 def test_caption_loss_is_computed_in_float32():
