@@ -39,9 +39,9 @@ def options(folder: Path) -> list[str]:
 
 
 def resumed(folder: Path) -> list[int]:
-    """Resume in this process; returns the steps that the run's log then holds."""
+    """Resume in this process, as docs/launch.md does it; returns the steps that the run's log then holds."""
     run = folder / "tiny" / "run_1"
-    words = ["--overrides", *options(folder), "RESUME", "true", "RESUME_FROM", str(run)]
+    words = ["--overrides", *options(folder), "RESUME", "true", "RESUME_FROM", str(run / "checkpoints" / "latest")]
     assert entry.main(["train", "--conf_files", str(QUICKSTART), *words]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["step"] for line in lines if line["event"] == "train"]
