@@ -74,7 +74,7 @@ class Failures:
             signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._look, name="locap failures", daemon=True).start()
         threading.Thread(target=self._guard, name="locap guard", daemon=True).start()
-        threading.Thread(target=self._watch_mates, name="locap mates", daemon=True).start()
+        threading.Thread(target=self._watch_mates, args=(connect(),), name="locap mates", daemon=True).start()
 
     def raised(self, error: BaseException) -> None:
         """End this process because of an exception; does not return."""
@@ -151,8 +151,7 @@ class Failures:
         self._ending.acquire()
         self._leave(told["code"], hangs=told["hangs"])
 
-    def _watch_mates(self) -> None:
-        store = self.connect()
+    def _watch_mates(self, store: Any) -> None:
         while not self._ended.wait(_POLL_MATES):
             try:
                 self._look_at_mates(store)
