@@ -179,8 +179,9 @@ class PixelLLM(nn.Module):
         if self.dense_words is not None:
             losses |= self.criterion.pictures(self.dense_words, maps[self.text_map], batch.targets, self.canvas)
         groups = group_prompts(batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device)
-        nothing = groups[0].select(torch.zeros(0, dtype=torch.int64))
-        for rows in groups + [nothing] * (self.equal_calls(len(groups)) - len(groups)):
+        if missing := self.equal_calls(len(groups)) - len(groups):
+            groups += [groups[0].select(torch.zeros(0, dtype=torch.int64))] * missing
+        for rows in groups:
             rows = rows if samples is None else rows.standing_in(samples)
             visual = self.look(maps, rows)
             states = self.language.states(visual, rows.context, rows.text)
