@@ -218,13 +218,14 @@ def test_a_signal_to_the_launcher(launcher, name, code, whole, tmp_path, figure)
     assert process.returncode == code if code else process.returncode != 0, error
     assert error.count("Training has stopped on request") == 1, error
     assert f"RESUME True RESUME_FROM {run}" in error
-    assert before < last_step(run) <= before + 2
+    later = last_step(run) - before
+    assert 0 < later <= 2
     assert seconds < 20
     assert_goes_on(run, whole(size, MANY), size, MANY)
     figure(
         "T3",
         f"{name} to {launcher.__name__}: exit code {process.returncode} after {seconds:.1f} s, "
-        f"{last_step(run) - before} step(s) later, 0 steps lost, resumed bitwise",
+        f"{later} step(s) later, 0 steps lost, resumed bitwise",
     )
 
 
