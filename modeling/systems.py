@@ -19,7 +19,7 @@ from ..utils.errors import UsageError, nearest
 from ..utils.files import write_tensors
 from . import build_pix2cap as pix2cap
 from . import build_pixelllm as pixelllm
-from .checkpoints.loader import find_weights, load_weights
+from .checkpoints.loader import find_weights, load_weights, read_weights
 from .layers.repeated import repeated_blocks
 
 Tensors = Mapping[str, Tensor]
@@ -156,6 +156,7 @@ def export_weights(cfg: Any, output: str | Path, *, layout: str = "original", li
             value=layout,
             allowed=", ".join(exports) or "none: a run's model.safetensors is all there is",
         )
-    weights = untrusted.load_flat_tensors(configured_weights(cfg))
+    configured_weights(cfg)  # says what is missing
+    weights = read_weights(Path(cfg.RESUME_FROM))
     copied = None if like is None else untrusted.load_flat_tensors(like)
     return write_tensors(output, exports[layout](cfg, weights, copied))

@@ -81,7 +81,7 @@ def load_weights(
     """
     file = find_weights(Path(path))
     own = model.state_dict()
-    found = to_ours(_read(file, averaged=Path(path).is_dir()), getattr(model, "layouts", ()), own.__contains__)
+    found = to_ours(read_weights(Path(path)), getattr(model, "layouts", ()), own.__contains__)
     _ignore_absent_parts(found, own)
     report, fitting = compare(model, found.tensors)
     if found.layout is not None:
@@ -100,11 +100,16 @@ def load_weights(
     return report
 
 
-def _read(found: Path, *, averaged: bool) -> dict[str, Tensor]:
-    """Return the tensors that `find_weights` found; with the average that lies beside them in place of what it has."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the file or folder that a path means, named as stored, for `load_weights`.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be read.
+    """
+    found = find_weights(path)
     folder = found if found.is_dir() else found.parent
     tensors = untrusted.load_tensor_parts(folder, MODEL) if found.is_dir() else untrusted.load_flat_tensors(found)
-    if averaged and untrusted.weight_files(folder, AVERAGE):
+    if path.is_dir() and untrusted.weight_files(folder, AVERAGE):
         _log.info("taking the moving average of the weights in %s", folder)
         tensors |= untrusted.load_tensor_parts(folder, AVERAGE)
     return tensors

@@ -27,6 +27,7 @@ OPTIONS += ("MODEL.TEXT.PROMPT_TEMPLATES", "clip", "COCO.INPUT.RANDOM_FLIP", "ho
 OPTIONS += ("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.03", "SOLVER.EMA_DECAY", "0.5", "EVAL_PICTURES", "0")
 SAVING = {"CHECKPOINT_EVERY_STEPS": 2, "KEEP_CHECKPOINTS": 0}
 FULL = os.environ.get("LOCAP_RELIABILITY") == "full"
+ONLY_FULL = pytest.mark.skipif(not FULL, reason="only with LOCAP_RELIABILITY=full")
 NO_EVALUATION = ("DATASETS.TEST", "[shapes_val]", "SHAPES.NUM_TEST", "1")
 SHARED = ("PARALLEL.STRATEGY", "fsdp")
 FILES = "model", "ema"
@@ -93,7 +94,7 @@ def halfway(run: Path, to: Path) -> Path:
 
 def predictions(folder: Path) -> bytes:
     content = (folder / "predictions.json").read_bytes()
-    assert json.loads(content)["images"], "equal nothings would say nothing"
+    assert any(record["regions"] for record in json.loads(content)["records"]), "equal nothings would say nothing"
     return content
 
 
@@ -118,7 +119,7 @@ def test_the_average_is_exported(ranks, copies, request):
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_one_process_predicts_the_same(step, shared_run, tiny_config, locap, tmp_path):
+def test_one_process_predicts_the_same(step, shared_run, tiny_config, tmp_path):
     """From the exported weights; and, of a run that was killed, from a checkpoint in parts with its average."""
     run = shared_run if step == 4 else halfway(shared_run, tmp_path / "killed")
     found = find_weights(run)
@@ -126,14 +127,12 @@ def test_one_process_predicts_the_same(step, shared_run, tiny_config, locap, tmp
     evaluate(tiny_config(*OPTIONS, SAVE_DIR=tmp_path, RESUME_FROM=run), World())
     theirs = predictions(shared_run / "evaluations" / f"step_{step:08d}")
     assert predictions(tmp_path / "tiny" / "evaluation") == theirs
-    exported = locap("export", "--model", run, "--output", tmp_path / "weights.pt")
-    assert exported.code == 0, exported.err
 
 
 @pytest.mark.fault("B13")
 @pytest.mark.parametrize(
     ("writers", "readers", "options"),
-    [(2, 2, SHARED), (2, 1, ()), (2, 2, ()), (2, 4, SHARED), (1, 2, SHARED)],
+    [(2, 2, SHARED), (2, 1, ()), (2, 2, ()), pytest.param(2, 4, SHARED, marks=ONLY_FULL), (1, 2, SHARED)],
     ids=["shared", "one process", "copies", "four", "from copies"],
 )
 def test_a_run_goes_on_with_other_processes(writers, readers, options, shared_run, copies, run_on, tmp_path):
@@ -161,6 +160,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(run_on, tmp_path):
     assert apart(stopped, whole) == 0
 
 
+@ONLY_FULL
 @pytest.mark.fault("B1")
 def test_pairs_of_processes_share_a_copy_each_though_a_disk_refuses(run_on, copies, tmp_path, monkeypatch):
     """The last rank's disk refuses one checkpoint, which costs that checkpoint and nothing else."""
@@ -185,7 +185,7 @@ def test_loss_scaling_of_a_shared_model_is_refused(half, tiny_config):
     assert "bf16" in str(caught.value)
 
 
-@pytest.mark.skipif(not FULL, reason="only in `make reliability`")
+@ONLY_FULL
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: a compiled run was not checked")
 def test_a_compiled_run_learns_the_same(run_on, tmp_path):
     options = (*NO_EVALUATION, "SOLVER.MAX_STEPS", "2")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from locap.modeling.checkpoints.adapter import strip_prefixes
-from locap.modeling.checkpoints.loader import find_weights, load_weights
+from locap.modeling.checkpoints.loader import find_weights, load_weights, read_weights
 from locap.utils.errors import CheckpointError
 
 
@@ -241,3 +241,12 @@ def test_a_run_that_lacks_a_part_is_refused(tmp_path: Path):
     write_parts(tmp_path, "model", weights())
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors" in str(refused(tmp_path))
+
+
+def test_parts_are_read_with_their_average_for_other_layouts_too(tmp_path: Path):
+    average = {"encoder.0.weight": torch.full((4, 3), 9.0)}
+    write_parts(tmp_path, "model", weights())
+    write_parts(tmp_path, "ema", average)
+    read = read_weights(tmp_path)
+    assert read.keys() == weights().keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in (weights() | average).items())
