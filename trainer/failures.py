@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -96,7 +97,7 @@ class Failures:
         if told is None and not Notes().write("store-lost", where):
             told = json.dumps({"code": code, "hangs": hangs})  # another process of this machine tells it
         if told in (None, mine):
-            sys.stderr.write(f"{text.rstrip()}\n({where})\n")
+            say(f"{text.rstrip()}\n({where})\n")
         else:
             code, hangs = (json.loads(told)[key] for key in ("code", "hangs"))
         self._leave(code, hangs=hangs)
@@ -179,9 +180,7 @@ class Failures:
         """Needs no answer from anybody, so that it also ends a process whose store is frozen."""
         while not self._ended.wait(POLL):
             if os.getppid() != self._parent:
-                sys.stderr.write(
-                    f"rank {self.launch.rank} on {self.host}: the launcher has gone, so this process ends\n"
-                )
+                say(f"rank {self.launch.rank} on {self.host}: the launcher has gone, so this process ends\n")
                 self._leave(EXIT_INTERNAL, wait=0)
             silence = time.monotonic() - self._answered
             if silence > _STORE_SILENCE and self._is_elsewhere(0):
@@ -220,13 +219,18 @@ class Failures:
             time.sleep(0.05)
 
 
+def say(text: str) -> None:
+    """Write to standard error; nobody may be left to read it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 def flush() -> None:
-    """Bring what was said to its readers."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+    """Bring what was said to its readers, if there are any."""
+    for stream in (sys.stdout, sys.stderr, *logging.getLogger("locap").handlers):
+        with suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    for handler in logging.getLogger("locap").handlers:
-        handler.flush()
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:

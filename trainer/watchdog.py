@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from ..utils.errors import EXIT_INTERNAL
 from .distributed import World, failures_of_group
-from .failures import POLL, flush
+from .failures import POLL, flush, say
 
 _SILENCE = 4.0  # seconds without news after which a process counts as stopped
 _UNHEARD = {"phase": "start", "step": 0, "marks": 0, "calls": 0, "beats": 0, "place": "an unknown place"}
@@ -129,7 +129,7 @@ class Watchdog:
         if closed:
             return
         if self._failures is None:
-            sys.stderr.write(f"{text}\n")
+            say(f"{text}\n")
             self._dump()
             flush()
             os._exit(EXIT_INTERNAL)
@@ -167,8 +167,7 @@ class Watchdog:
     def _dump(self) -> None:
         """Write the stacks of all threads."""
         if self.path is None:
-            sys.stderr.write(f"stacks of rank {self.world.rank}:\n")
-            sys.stderr.flush()
+            say(f"stacks of rank {self.world.rank}:\n")
             faulthandler.dump_traceback(sys.__stderr__)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,12 @@ if __name__ == "__main__":
     import torch
 
     from locap.trainer.distributed import Timeouts, agree, process_group, sum_over_ranks
+    from locap.trainer.stopping import StopRequests
     from locap.trainer.watchdog import Watchdog
     from locap.utils.errors import UsageError
 
     what, chosen = sys.argv[1], int(sys.argv[2])
-    with process_group(device="cpu", timeouts=Timeouts(20, 60, 60)) as world:
+    with process_group(device="cpu", timeouts=Timeouts(20, 60, 60)) as world, StopRequests():
         dog = Watchdog(world, {"step": 3})
         dog.start()
         for step in range(4):

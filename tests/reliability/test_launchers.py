@@ -18,11 +18,23 @@ from locap.trainer.distributed import Timeouts, process_group
 from locap.trainer.failures import start_time
 from locap.trainer.watchdog import Watchdog
 
-from .jobs import BIN, HOST, LIMIT, Job, both, children, free_port, mpirun, outlive, run_job, torchrun
+from .jobs import (
+    BIN,
+    HOST,
+    LIMIT,
+    Job,
+    assert_told_once,
+    both,
+    children,
+    free_port,
+    mpirun,
+    outlive,
+    run_job,
+    torchrun,
+)
 from .jobs import environment as environment_in
 
 SCRIPT = Path(__file__).with_name("group_script.py")
-TOLD = re.compile(rf"^\((rank|told by rank) (\d)( of 2)? on {re.escape(HOST)}\)$", re.MULTILINE)  # ends each message
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +53,6 @@ def job(environment):
 def code_of(launcher, code: int) -> int:
     """torchrun turns every failure into 1."""
     return code if launcher is mpirun else 1
-
-
-def assert_told_once(job: Job, pattern: str, seconds: float) -> None:
-    """There is one message, and all ranks have left within some seconds of it."""
-    assert len(re.findall(pattern, job.err)) == 1, job.err
-    assert len(TOLD.findall(job.err)) == 1, job.err
-    assert "terminate called" not in job.err
-    assert job.ranks_ended - job.time_of(pattern) < seconds
 
 
 @both
