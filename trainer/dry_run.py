@@ -22,11 +22,11 @@ from ..datasets.mixtures import MixedReader
 from ..modeling.benchmarks.memory import allocated_gb
 from ..modeling.systems import configured_weights, find_system, without_start
 from ..utils.errors import LocapError
+from .assembly import decayed_layers, max_steps
 from .data import EvalSet, open_eval_sets, open_training, train_loader
 from .distributed import World
 from .entries import eval_groups, train_entries
 from .evaluate import precision
-from .experiment import decayed_layers, max_steps
 from .optimizer import configured_groups
 from .run_folder import resumed_run
 from .scoring import check_protocols

@@ -12,8 +12,8 @@ from locap.datasets.readers import categories_of
 from locap.evaluation.runner import evaluator_class
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.modeling.systems import find_system
+from locap.trainer.assembly import decayed_layers
 from locap.trainer.entries import eval_groups, train_entries
-from locap.trainer.experiment import decayed_layers
 from locap.trainer.optimizer import build_optimizer, build_schedule
 from locap.trainer.scoring import SCORED_BY
 from locap.utils.config import load_config
