@@ -90,7 +90,6 @@ def test_counting_changes_no_number_and_leaves_no_hook():
     assert hooks == hooks_before == 0
 
 
-@pytest.mark.fault("I16")
 def test_a_counted_step_of_a_system_is_the_same_step(build, make_batch):
     weights, counted = [], []
     for count in (False, True):
