@@ -21,7 +21,7 @@ from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import configured_weights, find_system
 from ..utils.config import save_config
 from ..utils.errors import Stopped
-from ..utils.files import write_tensors
+from ..utils.files import write_json, write_tensors
 from . import sharded
 from .assembly import build_experiment, build_loop, check_start, max_steps
 from .checkpoint import model_tensors
@@ -39,6 +39,7 @@ from .scoring import deciding_figure, headline, print_scores
 from .stopping import StopRequests
 from .watchdog import Watchdog
 
+STOPPED = "stopped.json"
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +105,8 @@ class TrainingRun:
         cfg, world = self.cfg, self.world
         if world.is_main:
             save_config(cfg, self.folder / "config.yaml")
-            (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that is now extended
+            for earlier in ("model.safetensors", STOPPED):  # of a run that is now extended
+                (self.folder / earlier).unlink(missing_ok=True)
         _log.info("run folder %s, %d optimiser steps, %d process(es)", self.folder, self.max_steps, world.size)
         with (
             self.lock,
@@ -153,9 +155,12 @@ class TrainingRun:
             return
         self.stop.obeyed()
         reasons = gather_texts(self.stop.reason or "")
-        reason = on_main(lambda: next((f" ({text})" for text in reasons or [] if text), ""))
+        reason = on_main(lambda: next((text for text in reasons or [] if text), ""))
+        if self.world.is_main:  # for scripts: torchrun turns every exit code into 1
+            write_json(self.folder / STOPPED, {"step": self.loop.state.step, "reason": reason})
+        why = f" ({reason})" if reason else ""
         raise Stopped(
-            f"Training has stopped on request{reason} after step {self.loop.state.step}; everything is saved.",
+            f"Training has stopped on request{why} after step {self.loop.state.step}; everything is saved.",
             where=str(self.folder),
             fix=f"to go on: the same command with RESUME True RESUME_FROM {self.folder}",
         )

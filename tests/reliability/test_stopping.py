@@ -20,7 +20,7 @@ from locap.utils import fault_points
 from locap.utils.errors import EXIT_STOPPED
 
 from . import tiny
-from .test_launchers import OF_LAUNCHERS, mpirun, torchrun
+from .jobs import OF_LAUNCHERS, mpirun, torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, MANY = 6, 12  # the latter so that a launcher can be asked before the end
@@ -84,7 +84,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(name, size, rank,
     run = tiny.run_of(tmp_path)
     assert_says_how(capfd.readouterr().err, run, f"(signal {name})")
     assert last_step(run) == 4
+    assert json.loads((run / "stopped.json").read_text()) == {"step": 4, "reason": f"signal {name}"}
     assert_goes_on(run, whole(size), size, CHECKPOINT_EVERY_STEPS=100)
+    assert not (run / "stopped.json").exists()
     figure("T3", f"{name} to rank {rank} of {size}: exit 75, 0 steps lost, resumed bitwise")
 
 
