@@ -261,7 +261,7 @@ class TrainingLoop:
         """
         self._scaler.unscale_(self.optimizer)
         norm = self.replicas.clip(self._trained, self.clip_norm or float("inf"))
-        skipped = (~norm.isfinite()).float()
+        skipped = (~norm.isfinite()).to(torch.float32)
         reach("step.optimizer")
         self._step_optimizer(skipped)
         self.optimizer.zero_grad(set_to_none=True)

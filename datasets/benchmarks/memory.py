@@ -37,7 +37,9 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the processor time of this process and of others, on Linux."""
     total = time.process_time()
     for pid in pids:
-        values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        values = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )  # the name before may hold anything
         total += (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
@@ -48,7 +50,7 @@ def children() -> set[int]:
 
 
 def _memory_of(pid: int) -> Memory:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     found = {name: int(kilobytes) * 1024 / 1e6 for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", text)}
     return Memory(found["Private_Clean"] + found["Private_Dirty"], found["Pss"])
 

@@ -30,7 +30,7 @@ def allocated_gb(run: Callable[[], object], device: torch.device | str = "cpu") 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     return (
         max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0) / 1e9
     )

@@ -48,7 +48,7 @@ def test_one_process(write_ahead, tmp_path, figure, scale):
     points = passages(lambda: run(whole), tmp_path)
     wanted = toy.outcome(whole)
     assert set(points) >= {"step.begin", "step.optimizer", "checkpoint.write", "checkpoint.rename", "metrics.write"}
-    step = scale(3 if write_ahead else 1, 1)
+    step = scale(3 if write_ahead else 2, 1)
     trials = range(1, points["*"] + 1, step)
     for trial in trials:
         folder = tmp_path / f"killed_{trial}"

@@ -134,4 +134,7 @@ def test_counts_are_exact_sums(course):
     for images in course.steps:
         whole = model.counts(join(images))
         each = [model.counts(image) for image in images]
-        assert {name: sum(counts[name] for counts in each) for name in whole} == whole
+        sums = {name: sum(counts[name] for counts in each) for name in whole}
+        weighted = "class_weights"  # tenths: no sum of them is exact
+        assert sums.pop(weighted, 0) == pytest.approx(whole.pop(weighted, 0), rel=1e-14)
+        assert sums == whole
