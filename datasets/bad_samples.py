@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import DataError
-from ..utils.files import write_text
+from ..utils.files import survived, write_text
 
 FILE = "bad_samples.jsonl"
 _MOST_REASONS, _MOST_PATHS = 5, 3  # of a message
@@ -91,7 +91,7 @@ class BadSampleLog:
             return 0
         self._known |= new
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with survived(self.path), self.path.open("a", encoding="utf-8") as file:
             for bad in new.values():
                 file.write(json.dumps(_line(step, epoch, bad), ensure_ascii=False) + "\n")
         if len(self._known) > self.most or len(self._known) >= self.samples:

@@ -21,7 +21,7 @@ from ..modeling.checkpoints.loader import load_weights
 from ..modeling.systems import configured_weights, find_system
 from ..utils.config import save_config
 from ..utils.errors import Stopped
-from ..utils.files import write_json, write_tensors
+from ..utils.files import survived, write_json, write_tensors
 from . import sharded
 from .assembly import build_experiment, build_loop, check_start, max_steps
 from .checkpoint import model_tensors
@@ -207,10 +207,10 @@ class TrainingRun:
 
     def _keep_skipped(self, step: int, norm: float, ranks: list[dict[str, Any]]) -> None:
         """Write down a step that was left out (rank 0)."""
-        line = {"step": step, "grad_norm": repr(norm), "ranks": ranks}
-        with (self.folder / "not_finite.jsonl").open("a", encoding="utf-8") as file:
+        path, line = self.folder / "not_finite.jsonl", {"step": step, "grad_norm": repr(norm), "ranks": ranks}
+        with survived(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        _log.warning("step %d was left out: its gradient is not finite (%s)", step, self.folder / "not_finite.jsonl")
+        _log.warning("step %d was left out: its gradient is not finite (%s)", step, path)
 
     def _keep_bad(self, samples: list[bad_samples.BadSample]) -> None:
         """Write down what all ranks could not read; stops the run where it is too much."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 from .errors import CheckpointError
 from .fault_points import reach
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -100,6 +103,15 @@ def _without_sharing(tensors: Mapping[str, Any]) -> dict[str, Any]:
         result[name] = tensor.clone() if storage in seen else tensor.contiguous()
         seen.add(storage)
     return result
+
+
+@contextmanager
+def survived(path: Path) -> Iterator[None]:
+    """Warn where a file cannot be written that nothing depends on, a log say."""
+    try:
+        yield
+    except OSError as err:
+        _log.warning("%s cannot be written: %s. The rest goes on.", path, err.strerror or err)
 
 
 @contextmanager

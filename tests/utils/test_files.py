@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from locap.utils.errors import CheckpointError
-from locap.utils.files import atomic_path, write_json, write_tensors, write_text
+from locap.utils.files import atomic_path, survived, write_json, write_tensors, write_text
 
 
 def names(folder) -> list[str]:
@@ -91,3 +92,10 @@ def test_weights_that_share_memory(tmp_path):
         }
     with pytest.raises(CheckpointError, match="not written to such a file"):
         write_tensors(tmp_path / "w.bin", tied)
+
+
+@pytest.mark.fault("B2")
+def test_a_log_that_cannot_be_written_is_survived(caplog):
+    with survived(Path("/dev/full")), open("/dev/full", "w", buffering=1) as file:
+        file.write("a line\n")
+    assert "No space left on device" in caplog.text
