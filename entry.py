@@ -41,7 +41,8 @@ from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
 from locap.trainer.launch import says_it  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.config import load_config  # noqa: E402
-from locap.utils.errors import UsageError, describe  # noqa: E402
+from locap.utils.endings import describe  # noqa: E402
+from locap.utils.errors import UsageError  # noqa: E402
 from locap.utils.logging import set_up_logging  # noqa: E402
 
 # what a command needs beyond this is imported inside it: a wrong configuration is reported before torch is loaded

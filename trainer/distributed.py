@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..utils import fault_points
-from ..utils.errors import LocapError, MissingDependencyError, UsageError, describe
+from ..utils.endings import describe
+from ..utils.errors import LocapError, MissingDependencyError, UsageError
 from . import rendezvous
 from .failures import Failures
 from .launch import Launch, discover, says_it

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..utils.errors import EXIT_INTERNAL, describe
+from ..utils.endings import describe
+from ..utils.errors import EXIT_INTERNAL
 from .launch import Launch, Notes
 
 POLL = 0.5  # seconds between two looks at the store

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..datasets.bad_samples import BadSample
 from ..datasets.batches import Batch, RegionTargets, Targets
+from ..utils.endings import explain
 from ..utils.errors import NumericError
 from ..utils.fault_points import reach
-from ..utils.machine import explain
 from .checkpoint import TrainingState
 from .distributed import World, sum_numbers, sum_over_ranks
 from .ema import MovingAverage

@@ -7,7 +7,6 @@ command mends it. ``entry.py`` prints the message and leaves with ``exit_code``.
 from __future__ import annotations
 
 import difflib
-import traceback
 from collections.abc import Iterable
 
 EXIT_INTERNAL = 70  # a defect of locap itself, with a traceback
@@ -95,22 +94,6 @@ class Stopped(LocapError):
 def shortened(text: str, most: int = MAX_SHOWN) -> str:
     """Return a text without its middle where it is longer than a message should be."""
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
-
-
-def describe(error: BaseException) -> tuple[str, int]:
-    """Return what the user reads about an error that ends a command, and the exit code."""
-    from .machine import explain  # it needs the errors of this module
-
-    error = explain(error) or error
-    if isinstance(error, LocapError):
-        return str(error) if isinstance(error, Stopped) else f"error: {error}", error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; what was saved before is intact", 130
-    lines = "".join(traceback.format_exception(error))
-    return (
-        f"{lines}\nThis is a defect of locap, not of your input. Please report it with the lines above.",
-        EXIT_INTERNAL,
-    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.trainer.distributed import World
 from locap.trainer.experiment import TrainingRun
 from locap.utils.config import load_config
-from locap.utils.errors import describe
+from locap.utils.endings import describe
 
 from .. import tiny_pixelllm
 from ..integration.conftest import QUICKSTART, tiny_overrides

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from locap.utils.endings import explain
 from locap.utils.errors import MissingDependencyError
-from locap.utils.machine import explain
 
 
 def missing(name: str) -> ModuleNotFoundError:

@@ -1,11 +1,12 @@
-"""What a machine lacks, where all one sees of it is a library's exception."""
+"""How a command ends: what the user reads of an exception, and what the machine lacks where a library only hints."""
 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable
 
-from .errors import LocapError, MissingDependencyError
+from .errors import EXIT_INTERNAL, LocapError, MissingDependencyError, Stopped
 
 _PACKAGES = {  # module: package, where the two differ
     "PIL": "pillow",
@@ -23,6 +24,20 @@ _LESS_MEMORY = (
     "smaller batches, and more of them per step (COCO.TRAIN.BATCH_SIZE_TOTAL, GRADIENT_ACCUMULATE_STEP); "
     "half precision (PRECISION bf16); activations computed twice instead of kept (USE_ACT_CHECKPOINT, RECOMPUTE)"
 )
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """Return what the user reads about an error that ends a command, and the exit code."""
+    error = explain(error) or error
+    if isinstance(error, LocapError):
+        return str(error) if isinstance(error, Stopped) else f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; what was saved before is intact", 130
+    lines = "".join(traceback.format_exception(error))
+    return (
+        f"{lines}\nThis is a defect of locap, not of your input. Please report it with the lines above.",
+        EXIT_INTERNAL,
+    )
 
 
 def explain(err: BaseException, *, where: str | None = None) -> LocapError | None:
