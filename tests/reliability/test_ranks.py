@@ -109,7 +109,8 @@ def course(request, tiny_pix2cap, tiny_pixelllm) -> Course:
 
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-12), (False, 1e-5)], ids=["float64", "float32"])
 def test_any_number_of_ranks_is_one(course, on_ranks, figure, scale, double, tolerance):
-    steps = scale(3, 20)
+    # in float32 rounding decides a comparison sooner or later, in matching or in the choice of points
+    steps = scale(3, 20) if double else 3
     splits = SPLITS[: scale(4 if double else 2, len(SPLITS))]
     history, weights = learn(World(), course, 1, double, steps)
     _, start = learn(World(), course, 1, double, 0)

@@ -27,7 +27,6 @@ from locap.trainer.experiment import TrainingRun
 from locap.utils.errors import CheckpointError, UsageError
 
 from . import tiny, toy
-from .conftest import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -154,17 +153,6 @@ def test_what_watches_a_run_does_not_change_it(system, tmp_path, scale):
     names = list(WATCHED) if scale(0, 1) or system == "Pix2Cap" else ["again"]
     for name in names:
         assert weights(name, **WATCHED[name]) == wanted, name
-
-
-@pytest.mark.skipif(not FULL, reason="two processes of their own: only in `make reliability`")
-def test_threads_do_not_change_a_run(tmp_path):
-    for threads in (1, 2):
-        words = tiny.words("Pix2Cap", tmp_path / str(threads), SOLVER__MAX_STEPS=4)
-        environ = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([sys.executable, "entry.py", "train", *words], cwd=ROOT, env=environ, capture_output=True)
-        assert done.returncode == 0, done.stderr
-    one, two = (next((tmp_path / name).rglob("model.safetensors")).read_bytes() for name in ("1", "2"))
-    assert one == two
 
 
 # dropout is drawn by each rank for itself, so it is left out where their number changes; AdamW would make steps of
