@@ -30,7 +30,6 @@ if __name__ != "locap.entry":  # run as a script, or as the main module of a spa
     _register_package()
 
 import argparse  # noqa: E402 - the package must exist first
-from contextlib import AbstractContextManager  # noqa: E402
 from typing import Any  # noqa: E402
 
 from omegaconf import read_write  # noqa: E402
@@ -162,12 +161,14 @@ def read_config(arguments: argparse.Namespace) -> Any:
 def run_train(arguments: argparse.Namespace) -> None:
     """Train, or show what training would do."""
     cfg = read_config(arguments)
+    from locap.trainer.distributed import processes
+
     if arguments.dry_run:
         from locap.trainer.dry_run import dry_run as run
     else:
         from locap.trainer.experiment import train as run
 
-    with processes(cfg) as world:
+    with processes(cfg, device_of(cfg)) as world:
         run(cfg, world)
 
 
@@ -179,9 +180,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         return score_files(arguments)
     cfg = read_config(arguments)
     from locap.evaluation.report import exit_code
+    from locap.trainer.distributed import processes
     from locap.trainer.experiment import evaluate
 
-    with processes(cfg) as world:
+    with processes(cfg, device_of(cfg)) as world:
         return exit_code(evaluate(cfg, world, predictions=arguments.predictions))
 
 
@@ -221,19 +223,6 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
     arguments.conf_files = arguments.conf_files or [str(shipped)]
     arguments.overrides = ["SAVE_DIR", arguments.output, *arguments.overrides]
     return quickstart(read_config(arguments), Path(arguments.output))
-
-
-def processes(cfg: Any) -> AbstractContextManager:
-    """Join the other processes of the job, as the configuration says."""
-    from locap.trainer.distributed import Timeouts, process_group
-
-    seconds = cfg.TIMEOUTS
-    return process_group(
-        device=device_of(cfg),
-        port=cfg.PORT,
-        timeouts=Timeouts(seconds.RENDEZVOUS, seconds.STEP, seconds.FIRST_STEP),
-        allow_shared_gpu=cfg.PARALLEL.ALLOW_SHARED_GPU,
-    )
 
 
 def device_of(cfg: Any) -> str:

@@ -52,7 +52,6 @@ class TrainingState:
     step: int = 0  # optimiser steps done
     epoch: int = 0  # epoch of the next batch
     batch: int = 0  # its index in that epoch
-    best: float | None = None
     seconds: float = 0.0
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import zip_longest
@@ -103,6 +103,17 @@ def process_group(
         failures.raised(err)
     _part(failures, timeouts)
     del keeper
+
+
+def processes(cfg: Any, device: str) -> AbstractContextManager[World]:
+    """Return `process_group` as the configuration says."""
+    seconds = cfg.TIMEOUTS
+    return process_group(
+        device=device,
+        port=cfg.PORT,
+        timeouts=Timeouts(seconds.RENDEZVOUS, seconds.STEP, seconds.FIRST_STEP),
+        allow_shared_gpu=cfg.PARALLEL.ALLOW_SHARED_GPU,
+    )
 
 
 def _die_with_launcher(launch: Launch) -> None:

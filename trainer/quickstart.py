@@ -15,7 +15,7 @@ from ..datasets.transforms.mapper import EvalMapper
 from ..evaluation.report import exit_code
 from ..inference.predictor import Predictor, write_prediction
 from ..inference.report import write_report
-from .distributed import World, process_group
+from .distributed import World, processes
 from .experiment import TrainingRun
 
 GOALS = {
@@ -39,7 +39,7 @@ def quickstart(cfg: Any, output: Path) -> int:
         cfg: the resolved configuration, of drawn scenes.
         output: folder of the report, of the example and of the run.
     """
-    with process_group(device=cfg.DEVICE, port=cfg.PORT) as world:
+    with processes(cfg, cfg.DEVICE if cfg.CUDA else "cpu") as world:
         started = time.monotonic()
         run = TrainingRun(cfg, world)
         figures = run.run()

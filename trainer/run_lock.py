@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from ..utils.files import write_text
 from .distributed import World, on_main
 
 _BEAT, _ALIVE = 20.0, 60.0  # seconds
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,9 @@ class RunLock:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise self._occupied(folder) from None
-        except (NotImplementedError, OSError) as err:
+        except (NotImplementedError, OSError) as err:  # filelock's own word for it, or the system's
+            if isinstance(err, OSError) and err.errno not in _NO_LOCKS:
+                raise CheckpointError(f"The run's folder cannot be locked: {err.strerror}.", where=str(folder)) from err
             self._without_locks(folder, err)
         write_text(self._owner, json.dumps(_identity()) + "\n")
 

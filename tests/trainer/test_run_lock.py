@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -55,10 +56,20 @@ def test_a_killed_run_leaves_no_lock(owner, tmp_path):
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.fault("B6")
-def test_without_locks_the_age_of_a_file_decides(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_locked_for_another_reason_is_told(tmp_path, monkeypatch):
     def acquire(self, timeout=None):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(CheckpointError, match="cannot be locked: Permission denied"):
+        RunLock(tmp_path)
+
+
+@pytest.mark.fault("B6")
+@pytest.mark.parametrize("error", [NotImplementedError("no flock here"), OSError(errno.ENOLCK, "No locks available")])
+def test_without_locks_the_age_of_a_file_decides(tmp_path, monkeypatch, caplog, error):
+    def acquire(self, timeout=None):
+        raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     monkeypatch.setattr(run_lock, "_BEAT", 0.05)
