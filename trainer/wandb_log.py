@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 import uuid
@@ -12,7 +14,8 @@ from collections.abc import Callable, Mapping
 from netrc import netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ..utils.files import write_text
 from .log_values import flat
@@ -21,7 +24,7 @@ _log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # for the service to answer; training goes on meanwhile
 OFFLINE_SECONDS = 60.0  # for its process on this machine to start: a busy machine is slow
 HURRIED_SECONDS = 5.0  # what is left of them when the run ends before
-END_SECONDS = 9.5  # for it to take the rest at the end
+END_SECONDS = 9.0  # for it to take the rest at the end
 MOST_QUEUED = 2000  # events
 _END = None
 
@@ -45,12 +48,14 @@ class Wandb:
         self._arguments = {"project": project, "name": name, "dir": str(folder), "config": dict(config)}
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MOST_QUEUED)
         self._ended, self._hurry, self._lost = threading.Event(), threading.Event(), 0
+        self._wandb: Any = None
         try:  # not in the thread: a loader's worker that is forked meanwhile would find locks that nobody opens
             import wandb
         except Exception as err:
             self._give_up(err)
             return
         self._wandb = wandb
+        _without_telemetry()
         threading.Thread(target=self._work, name="wandb", daemon=True).start()
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
@@ -78,6 +83,19 @@ class Wandb:
                 "Weights & Biases does not take the rest of the run in time; `wandb sync %s` sends what was stored.",
                 self.folder / "wandb" / "run-*",
             )
+        self._leave_service(max(0.5, deadline - time.monotonic()))
+
+    def _leave_service(self, seconds: float) -> None:
+        """End wandb's own process, or leave it to end by itself: else wandb waits for it when Python ends, for ever."""
+
+        def leave() -> None:
+            with contextlib.suppress(Exception):
+                self._wandb.teardown()
+
+        if self._wandb is not None:
+            thread = threading.Thread(target=leave, name="wandb-end", daemon=True)
+            thread.start()
+            thread.join(seconds)
 
     def _ask_to_end(self) -> bool:
         try:
@@ -129,6 +147,8 @@ class Wandb:
         if mode == "online" and not _has_login():
             mode = "offline"
         try:
+            if mode == "online":
+                _check_reachable()
             return self._within_time(lambda: wandb.init(mode=mode, id=identity, resume="allow", **arguments), mode)
         except Exception as err:
             if mode != "online":
@@ -179,11 +199,33 @@ def _has_login() -> bool:
     """Return whether wandb could log in without asking."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return host in netrc(os.environ.get("NETRC")).hosts
+        return _service().hostname in netrc(os.environ.get("NETRC")).hosts
     except (OSError, ValueError):
         return False
+
+
+def _without_telemetry() -> None:
+    """Switch off wandb's reports about itself: with its service away they keep Python from ending for minutes."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
+
+
+def _service() -> SplitResult:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+
+
+def _check_reachable() -> None:
+    """Raise OSError when nobody listens; behind a proxy that cannot be told from here.
+
+    wandb itself would try again and again, and leave a process that does so when it is given up.
+    """
+    service = _service()
+    if proxy_bypass(service.hostname or "") or service.scheme not in getproxies():
+        port = service.port or (80 if service.scheme == "http" else 443)
+        socket.create_connection((service.hostname, port), timeout=HURRIED_SECONDS).close()
 
 
 def _one_line(err: BaseException) -> str:

@@ -47,6 +47,7 @@ def install(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb_log, "_check_reachable", lambda: None)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
 
     def put(service: ModuleType | None) -> ModuleType | None:
