@@ -1,4 +1,4 @@
-"""locap's command line: train | evaluate | predict | export | combine | quickstart.
+"""locap's command line; `python entry.py --help` lists the commands.
 
 Examples:
     python entry.py train    --conf_files configs/quickstart.yaml
@@ -30,20 +30,27 @@ if __name__ != "locap.entry":  # run as a script, or as the main module of a spa
     _register_package()
 
 import argparse  # noqa: E402 - the package must exist first
-from typing import Any  # noqa: E402
-
-from omegaconf import read_write  # noqa: E402
 
 from locap.evaluation.command import add_arguments as add_scoring_arguments  # noqa: E402
 from locap.evaluation.command import compare_files, score_files  # noqa: E402
-from locap.modeling.schemas import MODEL_SCHEMAS  # noqa: E402
+from locap.inference import command as predict  # noqa: E402
+from locap.inference.config_arguments import add_config_arguments, device_of, read_config  # noqa: E402
+from locap.inference.demo import command as demo  # noqa: E402
+from locap.trainer import configs_command as configs  # noqa: E402
+from locap.trainer import data_command as data  # noqa: E402
+from locap.trainer import doctor_command as doctor  # noqa: E402
 from locap.trainer.launch import says_it  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
-from locap.utils.config import load_config  # noqa: E402
 from locap.utils.endings import describe  # noqa: E402
-from locap.utils.errors import UsageError  # noqa: E402
 from locap.utils.logging import set_up_logging  # noqa: E402
 
+MODULES = {
+    "predict": (predict, "describe images: everything, or what is asked about"),
+    "demo": (demo, "the same in the browser, and as a small HTTP service"),
+    "data": (data, "list, download, verify, convert and show data sets"),
+    "configs": (configs, "list, show, explain and compare configurations"),
+    "doctor": (doctor, "what this machine has, and the command that mends what it lacks"),
+}
 # what a command needs beyond this is imported inside it: a wrong configuration is reported before torch is loaded
 
 
@@ -64,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
-    commands = parser.add_subparsers(
-        required=True, metavar="train | evaluate | predict | export | combine | quickstart"
-    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a system")
     train.set_defaults(command=run_train)
@@ -74,13 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
-    predict = commands.add_parser("predict", help="describe images: everything, or what is asked about")
-    predict.set_defaults(command=run_predict)
-    add_predict_arguments(predict)
     export = commands.add_parser("export", help="write weights in the layout of the original code")
     export.set_defaults(command=run_export)
     add_export_arguments(export)
-    for command in (train, evaluate, predict, export):
+    for command in (train, evaluate, export):
         add_config_arguments(command, required=command is train)
 
     merge = commands.add_parser("combine", help="add GRiT's captioner to X-Decoder's weights, to train Pix2Cap from")
@@ -93,44 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
     quickstart.set_defaults(command=run_quickstart)
     quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER")
     add_config_arguments(quickstart, required=False)
+
+    for name, (module, text) in MODULES.items():
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(command=module.run)
+        module.add_arguments(command)
     return parser
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the configuration's arguments; --overrides takes the rest of the line."""
-    parser.add_argument("--conf_files", nargs="+", required=required, default=[], metavar="YAML", help="later ones win")
-    parser.add_argument("--config_overrides", nargs="+", default=[], metavar="JSON", help="one JSON object")
-    parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
-
-
-class AppendAsk(argparse.Action):
-    """Collects (kind, value) of --box, --point and --text in the order of the command line."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Append one."""
-        kind = self.option_strings[0].removeprefix("--")
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (kind, values)])
-
-
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of prediction."""
-    parser.add_argument("--image", nargs="+", metavar="FILE", help="photographs; default: the first test image")
-    parser.add_argument("--model", metavar="FOLDER", help="a run folder: its config.yaml and newest weights")
-    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and JSON go")
-    prompts = parser.add_argument_group(
-        "prompts",
-        "for systems that take them; repeatable, in pixels of the original image from its upper left corner. Without "
-        "any, such a system narrates the image and, if it can, finds and describes what it shows.",
-    )
-    for option, count, parse, names, text in (
-        ("--box", 4, float, ("X0", "Y0", "X1", "Y1"), "describe what is in this box"),
-        ("--point", 2, float, ("X", "Y"), "describe what is at this point"),
-        ("--text", None, str, "PHRASE", "find what this phrase refers to"),
-    ):
-        prompts.add_argument(
-            option, nargs=count, type=parse, metavar=names, action=AppendAsk, dest="asks", default=[], help=text
-        )
-    parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,21 +111,6 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--like", metavar="FILE", help="file of the original, for tensors that it stores but never reads"
     )
     parser.add_argument("--output", required=True, metavar="FILE", help=".pt as the original reads it, or .safetensors")
-
-
-def read_config(arguments: argparse.Namespace) -> Any:
-    """Load the configuration that the arguments describe."""
-    files, overrides = list(arguments.conf_files), list(arguments.overrides)
-    if getattr(arguments, "model", None):
-        files = files or [str(Path(arguments.model) / "config.yaml")]
-        overrides += ["RESUME_FROM", arguments.model, "RESUME", "false", "WEIGHT", "false"]
-    if not files:
-        raise UsageError("There is no configuration.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
-    cfg = load_config(files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides))
-    if not cfg.BASENAME:
-        with read_write(cfg):
-            cfg.BASENAME = Path(files[0]).stem
-    return cfg
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -187,19 +142,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         return exit_code(evaluate(cfg, world, predictions=arguments.predictions))
 
 
-def run_predict(arguments: argparse.Namespace) -> None:
-    """Write a picture and a JSON per image."""
-    cfg = read_config(arguments)
-    from locap.inference.asks import make_asks
-
-    asks = make_asks(arguments.asks)  # told before torch is loaded
-    from locap.inference.single_image import predict_images
-    from locap.trainer.distributed import pick_device
-
-    device = pick_device(device_of(cfg))
-    predict_images(cfg, arguments.image, Path(arguments.output), asks=asks, device=device, name=arguments.name)
-
-
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the weights of a run, or of RESUME_FROM, in another layout."""
     cfg = read_config(arguments)
@@ -223,11 +165,6 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
     arguments.conf_files = arguments.conf_files or [str(shipped)]
     arguments.overrides = ["SAVE_DIR", arguments.output, *arguments.overrides]
     return quickstart(read_config(arguments), Path(arguments.output))
-
-
-def device_of(cfg: Any) -> str:
-    """Return DEVICE, or "cpu" when CUDA is switched off."""
-    return cfg.DEVICE if cfg.CUDA else "cpu"
 
 
 if __name__ == "__main__":

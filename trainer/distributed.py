@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..utils import fault_points
+from ..utils.devices import pick_device
 from ..utils.endings import describe
 from ..utils.errors import LocapError, MissingDependencyError, UsageError
 from . import rendezvous
@@ -209,25 +210,6 @@ def shared_store() -> Any | None:
 def failures_of_group() -> Failures | None:
     """Return what watches over this process group; None for a single process."""
     return _active
-
-
-def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """Return the device a process computes on; "auto" takes a GPU when there is one."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise MissingDependencyError(
-            "No GPU can be used here.", where="DEVICE", value=wanted, allowed="auto, cpu", fix="--overrides DEVICE cpu"
-        )
-    if local_rank >= torch.cuda.device_count():
-        raise UsageError(
-            "There are more processes on this machine than GPUs.",
-            value=local_rank + 1,
-            allowed=f"at most {torch.cuda.device_count()} processes",
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

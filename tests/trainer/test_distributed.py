@@ -18,12 +18,12 @@ from locap.trainer.distributed import (
     agree,
     gather_texts,
     on_main,
-    pick_device,
     process_group,
     shared_store,
     sum_numbers,
 )
 from locap.trainer.rendezvous import check_devices
+from locap.utils.devices import pick_device
 from locap.utils.errors import CheckpointError, MissingDependencyError, UsageError
 
 

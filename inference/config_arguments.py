@@ -1,0 +1,40 @@
+"""The arguments that choose a configuration, the same for every command that needs one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from omegaconf import read_write
+
+from ..modeling.schemas import MODEL_SCHEMAS
+from ..utils.config import load_config
+from ..utils.errors import UsageError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the configuration's arguments; --overrides takes the rest of the line."""
+    parser.add_argument("--conf_files", nargs="+", required=required, default=[], metavar="YAML", help="later ones win")
+    parser.add_argument("--config_overrides", nargs="+", default=[], metavar="JSON", help="one JSON object")
+    parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
+
+
+def read_config(arguments: argparse.Namespace) -> Any:
+    """Load the configuration that the arguments describe."""
+    files, overrides = list(arguments.conf_files), list(arguments.overrides)
+    if getattr(arguments, "model", None):
+        files = files or [str(Path(arguments.model) / "config.yaml")]
+        overrides += ["RESUME_FROM", arguments.model, "RESUME", "false", "WEIGHT", "false"]
+    if not files:
+        raise UsageError("There is no configuration.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
+    cfg = load_config(files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides))
+    if not cfg.BASENAME:
+        with read_write(cfg):
+            cfg.BASENAME = Path(files[0]).stem
+    return cfg
+
+
+def device_of(cfg: Any) -> str:
+    """Return DEVICE, or "cpu" when CUDA is switched off."""
+    return cfg.DEVICE if cfg.CUDA else "cpu"
