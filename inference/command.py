@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from ..utils.errors import UsageError
 from .config_arguments import add_config_arguments, device_of, read_config
+from .image_list import find_images
 
 
 class AppendAsk(argparse.Action):
-    """Collects (kind, value) of --box, --point and --text in the order of the command line."""
+    """Collects (kind, value) of --box, --point, --mask and --text in the order of the command line."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Append one."""
@@ -20,34 +23,66 @@ class AppendAsk(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of prediction."""
-    parser.add_argument("--image", nargs="+", metavar="FILE", help="photographs; default: the first test image")
-    parser.add_argument("--model", metavar="FOLDER", help="a run folder: its config.yaml and newest weights")
-    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and JSON go")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, patterns; - reads a list of files")
+    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="the same")
+    parser.add_argument("--model", metavar="FOLDER", help="a model or run folder: its config.yaml and newest weights")
+    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and predictions go")
+    _add_prompts(parser)
+    parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="images at once; default: 8")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1; default: DEVICE")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="default: auto")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions only")
+    parser.add_argument("--html", action="store_true", help="also one page, index.html, of the first 100 images")
+    add_config_arguments(parser, required=False)
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_argument_group(
         "prompts",
-        "for systems that take them; repeatable, in pixels of the original image from its upper left corner. Without "
-        "any, such a system narrates the image and, if it can, finds and describes what it shows.",
+        "repeatable, about every image, in pixels of the original image from its upper left corner; without any, "
+        "everything is described",
     )
     for option, count, parse, names, text in (
         ("--box", 4, float, ("X0", "Y0", "X1", "Y1"), "describe what is in this box"),
         ("--point", 2, float, ("X", "Y"), "describe what is at this point"),
+        ("--mask", None, str, "FILE", "describe what is under this mask: an image, not black inside, or run lengths"),
         ("--text", None, str, "PHRASE", "find what this phrase refers to"),
     ):
         prompts.add_argument(
             option, nargs=count, type=parse, metavar=names, action=AppendAsk, dest="asks", default=[], help=text
         )
-    parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
-    add_config_arguments(parser, required=False)
+    prompts.add_argument("--all", action="store_true", help="everything, which is what happens without prompts")
+    prompts.add_argument("--regions", metavar="FILE", help="a record file: its images, and what to describe in each")
+    prompts.add_argument("--prompt", metavar="TEXT", help="words of your own, such as a question about the regions")
+    prompts.add_argument("--normalized", action="store_true", help="boxes and points are shares of width and height")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Write a picture and a JSON per image."""
+def run(arguments: argparse.Namespace) -> int:
+    """Write a line of predictions and a picture per image; 3 when some images could not be read."""
+    _check(arguments)
     cfg = read_config(arguments)
     from .asks import make_asks
 
-    asks = make_asks(arguments.asks)  # told before torch is loaded
+    asks = make_asks(arguments.asks, prompt=arguments.prompt)  # told before torch is loaded
+    images = find_images([*arguments.images, *arguments.image], sys.stdin)
     from ..utils.devices import pick_device
-    from .single_image import predict_images
+    from .prediction_run import Outputs, predict_images, questions
 
-    device = pick_device(device_of(cfg))
-    predict_images(cfg, arguments.image, Path(arguments.output), asks=asks, device=device, name=arguments.name)
+    return predict_images(
+        cfg,
+        questions(cfg, images, asks, regions=arguments.regions, normalized=arguments.normalized),
+        Outputs(Path(arguments.output), arguments.name, pictures=not arguments.no_pictures, page=arguments.html),
+        device=pick_device(arguments.device or device_of(cfg)),
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    given = list(dict.fromkeys(f"--{kind}" for kind, _ in arguments.asks))
+    given += ["--regions"] if arguments.regions else []
+    if arguments.all and given:
+        raise UsageError("Ask for everything, or for something.", value=f"--all {' '.join(given)}", fix="leave out one")
+    if arguments.batch_size < 0:
+        raise UsageError("There is no such batch.", where="--batch-size", value=arguments.batch_size, allowed="from 1")

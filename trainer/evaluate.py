@@ -19,11 +19,11 @@ from ..evaluation.report import EvaluationReport, describe_source, print_results
 from ..evaluation.results import ProtocolResult
 from ..utils.errors import UsageError
 from ..utils.fault_points import reach
+from ..utils.progress import ProgressBar
 from .data import EvalSet, eval_loader, open_eval_sets
 from .distributed import World, gather_texts
 from .entries import eval_groups, name_of
 from .pictures import draw_predictions
-from .progress import ProgressBar
 from .scoring import score
 
 PICTURES = "pictures"
@@ -115,7 +115,7 @@ def evaluate_model(
     predictions = predict_all(model, loader, world, autocast_dtype(cfg, world), stop)
     if predictions is None:
         return []
-    meta = {"data": eval_set.name, "decoding": _decoding(cfg.MODEL.TEXT_DECODER), "seed": cfg.SEED}
+    meta = {"data": eval_set.name, "decoding": _decoding(cfg.MODEL), "seed": cfg.SEED}
     path = write_records(folder / "predictions.json", predictions, eval_set.reader.categories, meta)
     draw_predictions(predictions, eval_set.reader, folder / PICTURES, pictures, task=eval_set.task)
     truth = _records(eval_set.reader)
@@ -138,8 +138,11 @@ def _records(reader: Reader) -> list[Record]:
     return [reader[index] for index in range(len(reader))]
 
 
-def _decoding(cfg: Any) -> dict[str, Any]:
-    """Return how texts were looked for, as far as it changes them."""
+def _decoding(model: Any) -> dict[str, Any]:
+    """Return how texts were looked for, as far as it changes them and the configuration has it."""
+    cfg = model.get("TEXT_DECODER")
+    if cfg is None:
+        return {}
     rule = cfg.get("BEAM_SEARCH")  # which systems have that know several
     beams = {"beam_search": rule} if rule and cfg.BEAM_SIZE > 1 else {}
     return {"beam_size": cfg.BEAM_SIZE, **beams, "max_words": cfg.MAX_STEPS}

@@ -22,6 +22,7 @@ from ..modeling.systems import configured_weights, find_system
 from ..utils.config import save_config
 from ..utils.errors import Stopped
 from ..utils.files import survived, write_json, write_tensors
+from ..utils.progress import ProgressBar, training_note
 from . import sharded
 from .assembly import build_experiment, build_loop, check_start, max_steps
 from .checkpoint import model_tensors
@@ -31,7 +32,6 @@ from .distributed import World, agree, gather_texts, on_main, sum_numbers
 from .evaluate import PICTURES, evaluate_sets, score_stored
 from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
 from .loop import FIRST_STEP, STEP, WAITING, Hooks, StepReport
-from .progress import ProgressBar, training_note
 from .run_folder import make_run_folder
 from .run_lock import lock_run
 from .saving import Saver
@@ -264,6 +264,9 @@ class TrainingRun:
             self._tell(scored, figures, final)
             sheets = {each.name: folder / each.folder / PICTURES / "all.png" for each in sets}
             self.trackers.pictures("pictures", step, {name: path for name, path in sheets.items() if path.exists()})
+        if not figures and self.results:
+            reasons = dict.fromkeys(why for result in self.results for why in result.undefined.values())
+            _log.warning("step %d: nothing could be scored: %s", step, "; ".join(reasons) or "no figure is quoted")
         return figures
 
     def _stops_evaluation(self) -> bool:

@@ -171,7 +171,7 @@ SHOW = """
     import logging
     from pathlib import Path
     from locap.trainer.logs import SpikeWatch, open_trackers
-    from locap.trainer.progress import ProgressBar
+    from locap.utils.progress import ProgressBar
     from locap.utils.logging import set_up_logging, terminal
     set_up_logging()
     print("terminal", terminal().is_terminal, terminal().width)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..utils.logging import terminal
+from .logging import terminal
 
 _log = logging.getLogger(__name__)
 _LINE_SECONDS = 20.0

@@ -8,8 +8,8 @@ import logging
 import pytest
 from rich.console import Console
 
-from locap.trainer import progress
-from locap.trainer.progress import ProgressBar, training_note
+from locap.utils import progress
+from locap.utils.progress import ProgressBar, training_note
 
 
 @pytest.fixture

@@ -1,0 +1,299 @@
+"""Many images in, a line of predictions and a picture each out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..datasets.readers import SHAPES_SPLITS, open_dataset
+from ..datasets.records import Category, Record, Region, read_records
+from ..datasets.shapes import Shapes
+from ..utils import untrusted
+from ..utils.errors import DataError, LocapError, UsageError
+from ..utils.files import atomic_path, write_text
+from ..utils.progress import ProgressBar
+from ..utils.untrusted import shown
+from .asks import Ask, check_inside
+from .captioner import BATCH_SIZE, Captioner
+from .results import Result
+from .visualise import print_record
+
+MOST_TABLES = 10  # images up to which each has a table on the terminal
+MOST_ON_PAGE = 100
+_PICTURES_AHEAD = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about an image.
+
+    Attributes:
+        image: its file; or a record that has it.
+        asks: empty: everything.
+    """
+
+    image: str | Record
+    asks: tuple[Ask, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the image."""
+        return self.image if isinstance(self.image, str) else str(self.image.image_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What is written where.
+
+    Attributes:
+        folder: the folder.
+        name: of the files, without suffix; None: ``predictions``, and each picture has its image's.
+        pictures: draw each image.
+        page: write ``index.html`` of the first `MOST_ON_PAGE` images.
+    """
+
+    folder: Path
+    name: str | None = None
+    pictures: bool = True
+    page: bool = False
+
+
+def questions(
+    cfg: Any,
+    images: Sequence[str],
+    asks: Sequence[Ask],
+    *,
+    regions: str | None = None,
+    normalized: bool = False,
+) -> list[Question]:
+    """Return the questions of a command line.
+
+    Args:
+        cfg: the configuration, whose first test image is taken where no image is given.
+        images: files.
+        asks: about each of them.
+        regions: a record file: its images, and a question per region; in place of images and asks.
+        normalized: boxes and points are shares of width and height.
+
+    Raises:
+        DataError: the record file cannot be read.
+        UsageError: a box or point lies outside an image.
+    """
+    if regions is not None:
+        return [_of_record(record, Path(regions)) for record in read_records(regions)[0]]
+    if not images:
+        return [Question(first_test_image(cfg), tuple(asks))]
+    return [Question(image, _placed(asks, image, normalized)) for image in images]
+
+
+def _of_record(record: Record, file: Path) -> Question:
+    if not isinstance(record.image, str):
+        raise DataError("A record does not say where its image is.", where=f"{shown(file)}: image {record.image_id}")
+    path = str(file.parent / record.image)
+    return Question(path, tuple(_ask_of(region) for region in record.regions))
+
+
+def _ask_of(region: Region) -> Ask:
+    """Return the question that a region's geometry, or its words, put."""
+    if region.mask is not None:
+        return Ask("mask", region.mask)
+    if region.box_xyxy is not None:
+        return Ask("box", region.box_xyxy)
+    if region.points:
+        return Ask("point", region.points[0])
+    if region.expressions:
+        return Ask("text", region.expressions[0])
+    raise DataError("A region has neither a place nor an expression.", where=f"region {region.id}")
+
+
+def _placed(asks: Sequence[Ask], image: str, normalized: bool) -> tuple[Ask, ...]:
+    """Return the questions in the image's pixels; an image that cannot be read is found when its turn comes."""
+    if not any(ask.kind in ("box", "point") for ask in asks):
+        return tuple(asks)
+    try:
+        height, width = untrusted.read_image_size(image)
+    except LocapError:
+        return tuple(asks)
+    if normalized:
+        asks = [_scaled(ask, width, height) for ask in asks]
+    check_inside(asks, height, width, Path(image).name)
+    return tuple(asks)
+
+
+def _scaled(ask: Ask, width: int, height: int) -> Ask:
+    if ask.kind not in ("box", "point"):
+        return ask
+    sides = itertools.cycle((width, height))
+    return replace(ask, value=tuple(share * side for share, side in zip(ask.value, sides, strict=False)))
+
+
+def first_test_image(cfg: Any) -> Record:
+    """Return the first record of DATASETS.TEST."""
+    if not cfg.DATASETS.TEST:
+        raise UsageError("There is no image.", fix="give an image file, or name a data set in DATASETS.TEST")
+    name = cfg.DATASETS.TEST[0].rpartition(":")[2]  # a task may stand before it
+    if name in SHAPES_SPLITS:
+        return Shapes(1, seed=cfg.SHAPES.SEED, split=SHAPES_SPLITS[name], image_size=cfg.SHAPES.IMAGE_SIZE)[0]
+    return open_dataset(name, cfg.DATASETS.ROOT or None)[0]
+
+
+def predict_images(
+    cfg: Any,
+    asked: Sequence[Question],
+    outputs: Outputs,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+    batch_size: int = 0,
+) -> int:
+    """Answer the questions and write the answers as they come; returns the exit code.
+
+    An image that cannot be read costs itself: it is told, the others go on, and the exit code is 3. When there is only
+    one image, its error is the command's.
+
+    Args:
+        cfg: the resolved configuration; RESUME_FROM names the weights.
+        asked: the images and what is asked about each.
+        outputs: see there.
+        device, dtype: what to compute on and with.
+        batch_size: images at once; 0: `BATCH_SIZE`, or one when there is only one.
+    """
+    captioner = Captioner.from_config(cfg, device=device, dtype=dtype)
+    for question in asked:
+        captioner.check(question.asks)
+    size = batch_size or min(BATCH_SIZE, len(asked))
+    with Writer(outputs, captioner.categories, len(asked)) as writer:
+        for result in captioner.batch(writer.handed_out(asked), batch_size=size, on_error=writer.skip):
+            writer.write(result)
+    return writer.exit_code
+
+
+@dataclass(slots=True)
+class Writer(AbstractContextManager):
+    """Writes results in the order of the questions: the line first, then the picture, drawn beside the next images.
+
+    Memory does not grow with the number of images: a few pictures are ahead at most, and the page keeps small ones.
+
+    Attributes:
+        skipped: (image, why) of those that could not be read.
+    """
+
+    outputs: Outputs
+    categories: Sequence[Category]
+    total: int
+    skipped: list[tuple[str, LocapError]] = field(default_factory=list)
+    _pending: deque[Question] = field(default_factory=deque)
+    _drawing: deque[Future] = field(default_factory=deque)
+    _taken: set[str] = field(default_factory=set)
+    _page: list[Result] = field(default_factory=list)
+    _written: int = 0
+    _file: Any = None
+    _pool: ThreadPoolExecutor | None = None
+    _bar: ProgressBar | None = None
+
+    def __enter__(self) -> Writer:
+        self._pool = ThreadPoolExecutor(1)
+        self._bar = ProgressBar("predicting", self.total)
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._bar.close()
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if self._file is not None:
+            self._file.close()
+        if kind is None:
+            while self._drawing:
+                self._drawing.popleft().result()
+            self._finish()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first image that was left out."""
+        return self.skipped[0][1].exit_code if self.skipped else 0
+
+    @property
+    def path(self) -> Path:
+        """Of the predictions."""
+        return self.outputs.folder / f"{self.outputs.name or 'predictions'}.jsonl"
+
+    def handed_out(self, asked: Iterable[Question]) -> Iterator[tuple[Any, tuple[Ask, ...]]]:
+        """Yield what `Captioner.batch` takes, and remember what is under way."""
+        for question in asked:
+            self._pending.append(question)
+            yield question.image, question.asks
+
+    def skip(self, item: Any, error: Exception) -> None:
+        """Leave an image out; that of a single one is raised."""
+        if not isinstance(error, LocapError) or self.total == 1:
+            raise error
+        question = next(q for q in self._pending if q.image is item[0])
+        self._pending.remove(question)
+        self.skipped.append((question.name, error))
+        _log.warning("left out: %s: %s", question.name, " ".join(str(error).split()))
+        self._bar.advance(1, f"{len(self.skipped)} left out")
+
+    def write(self, result: Result) -> None:
+        """Write the next result."""
+        question = self._pending.popleft()
+        record = replace(result.record, image=question.image if isinstance(question.image, str) else None)
+        self._append(replace(result, record=record).to_json())
+        stem = self._unused(self.outputs.name or Path(question.name).stem)
+        if self.outputs.pictures:
+            self._draw(result, self.outputs.folder / f"{stem}.png")
+        if self.outputs.page and len(self._page) < MOST_ON_PAGE:
+            self._page.append(result)
+        if self.total <= MOST_TABLES:
+            print_record(result.record, self.categories, Console(), [str(ask) for ask in result.asks])
+        self._written += 1
+        self._bar.advance()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Write one whole line; nothing is there before the first image is through."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w", encoding="utf-8")
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def _draw(self, result: Result, path: Path) -> None:
+        def draw() -> None:
+            with atomic_path(path) as temporary:
+                result.plot().save(temporary)
+
+        self._drawing.append(self._pool.submit(draw))
+        while len(self._drawing) > _PICTURES_AHEAD:
+            self._drawing.popleft().result()
+
+    def _unused(self, stem: str) -> str:
+        """Return the stem, with a number where it is taken already, and take it."""
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        chosen = next(one for one in itertools.chain([stem], numbered) if one not in self._taken)
+        self._taken.add(chosen)
+        return chosen
+
+    def _finish(self) -> None:
+        if self._page:
+            from .html_page import result_page
+
+            write_text(self.outputs.folder / "index.html", result_page(self._page, "locap: predictions"))
+        if self._written:
+            pictures = f", pictures in {self.outputs.folder}" if self.outputs.pictures else ""
+            _log.info("written: %s (%d images)%s", self.path, self._written, pictures)
+        if self.skipped:
+            _log.warning("%d of %d images could not be read: %s", len(self.skipped), self.total, self._names())
+
+    def _names(self) -> str:
+        names = [name for name, _ in self.skipped[:5]]
+        return ", ".join(names) + (", ..." if len(self.skipped) > 5 else "")
