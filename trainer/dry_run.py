@@ -28,7 +28,7 @@ from .distributed import World
 from .entries import eval_groups, train_entries
 from .evaluate import precision
 from .optimizer import configured_groups
-from .run_folder import resumed_run
+from .run_folder import continued, resumed_run
 from .scoring import check_protocols
 
 GB = 1e9
@@ -141,6 +141,7 @@ def dry_run(cfg: Any, world: World, *, measure: bool = False, console: Console |
     Raises:
         LocapError: the first error that training would end with, after everything that is known was printed.
     """
+    cfg = continued(cfg)
     plan = make_plan(cfg)
     if world.is_main:
         console = console or Console()

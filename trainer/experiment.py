@@ -32,7 +32,7 @@ from .distributed import World, agree, gather_texts, on_main, sum_numbers
 from .evaluate import PICTURES, evaluate_sets, score_stored
 from .logs import SpikeWatch, Trackers, WandbRun, open_trackers
 from .loop import FIRST_STEP, STEP, WAITING, Hooks, StepReport
-from .run_folder import make_run_folder
+from .run_folder import continued, make_run_folder
 from .run_lock import lock_run
 from .saving import Saver
 from .scoring import deciding_figure, headline, print_scores
@@ -295,6 +295,7 @@ def _reaches(every: int, now: int, before: int | None = None) -> bool:
 
 def train(cfg: Any, world: World) -> tuple[Path, dict[str, float], list[ProtocolResult]]:
     """Train as configured; returns the run folder and, on rank 0, headline figures and results."""
+    cfg = continued(cfg)
     with deterministic(cfg.DETERMINISTIC):
         run = TrainingRun(cfg, world)
         figures = run.run()

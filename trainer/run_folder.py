@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from omegaconf import read_write
+
 from ..utils.errors import CheckpointError
 from .distributed import on_main
+
+_log = logging.getLogger(__name__)
 
 
 def make_run_folder(cfg: Any) -> Path:
@@ -21,6 +27,28 @@ def make_run_folder(cfg: Any) -> Path:
     if cfg.RESUME:
         return Path(on_main(lambda: str(resumed_run(cfg.RESUME_FROM))))
     return Path(on_main(lambda: str(_first_free(Path(cfg.SAVE_DIR) / cfg.BASENAME))))
+
+
+def continued(cfg: Any) -> Any:
+    """Return the configuration with the run that RESUME means: without RESUME_FROM the newest unfinished one of its name.
+
+    Where there is none, RESUME is off and a new run starts, so that one command starts a run and goes on with it however
+    often it is stopped. A run is finished when its ``model.safetensors`` is there.
+    """
+    if not cfg.RESUME or cfg.RESUME_FROM:
+        return cfg
+    found = on_main(lambda: str(_newest_unfinished(Path(cfg.SAVE_DIR) / cfg.BASENAME) or ""))
+    changed = copy.deepcopy(cfg)
+    with read_write(changed):
+        changed.RESUME, changed.RESUME_FROM = bool(found), found
+    _log.info("going on with %s" if found else "there is no unfinished run to go on with: a new one starts%s", found)
+    return changed
+
+
+def _newest_unfinished(parent: Path) -> Path | None:
+    runs = [run for run in parent.glob("run_*") if next((run / "checkpoints").glob("step_*"), None)]
+    unfinished = [run for run in runs if not (run / "model.safetensors").exists() and run.name[4:].isdecimal()]
+    return max(unfinished, key=lambda run: int(run.name[4:]), default=None)
 
 
 def resumed_run(path: str) -> Path:

@@ -206,7 +206,9 @@ class Config:
 
     SAVE_DIR: str = key("./data/test", "folder that runs write to")
     BASENAME: str = key("", "name of the run; empty: that of the first configuration file")
-    RESUME: bool = key(False, "go on with the run in RESUME_FROM (a folder) exactly where it stopped")
+    RESUME: bool = key(
+        False, "go on exactly where the run in RESUME_FROM stopped; without that, the newest unfinished one, if any"
+    )
     RESUME_CHANGES: list[str] = key(
         [], "+ keys that may differ from those of the run that RESUME goes on with, though its samples hang on them"
     )
