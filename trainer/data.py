@@ -9,10 +9,11 @@ from typing import Any
 
 from ..datasets.bad_samples import most_bad
 from ..datasets.expressions import PerExpression
+from ..datasets.flattening import Flattened
 from ..datasets.loader import EvalLoader, TrainLoader
 from ..datasets.mixtures import MixedMapper, MixedReader, Mixture
 from ..datasets.reader import Reader
-from ..datasets.readers import SHAPES_SPLITS, open_dataset, open_expressions
+from ..datasets.readers import SHAPES_SPLITS, names_file, open_dataset, open_expressions
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
 from ..datasets.tasks import TASKS, offers
@@ -120,7 +121,9 @@ def _require_prompts(entry: Entry, reader: Reader, where: str) -> None:
 
 def _open(name: str, per_expression: bool, cfg: Any) -> Reader:
     if name not in SHAPES_SPLITS:
-        return (open_expressions if per_expression else open_dataset)(name, cfg.DATASETS.ROOT or None)
+        root = cfg.DATASETS.ROOT or None
+        reader = (open_expressions if per_expression else open_dataset)(name, root)
+        return Flattened(reader) if names_file(name, root) and not is_prompted(cfg) else reader
     shapes = cfg.SHAPES
     count = shapes.NUM_TRAIN if name == "shapes_train" else shapes.NUM_TEST
     reader = Shapes(count, seed=shapes.SEED, split=SHAPES_SPLITS[name], image_size=shapes.IMAGE_SIZE)

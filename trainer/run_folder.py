@@ -30,10 +30,10 @@ def make_run_folder(cfg: Any) -> Path:
 
 
 def continued(cfg: Any) -> Any:
-    """Return the configuration with the run that RESUME means: without RESUME_FROM the newest unfinished one of its name.
+    """Return the configuration with the run that RESUME means: without RESUME_FROM the newest unfinished of its name.
 
-    Where there is none, RESUME is off and a new run starts, so that one command starts a run and goes on with it however
-    often it is stopped. A run is finished when its ``model.safetensors`` is there.
+    Where there is none, RESUME is off and a new run starts: one command starts a run and goes on with it, however often
+    it is stopped. A run is finished when its ``model.safetensors`` is there.
     """
     if not cfg.RESUME or cfg.RESUME_FROM:
         return cfg

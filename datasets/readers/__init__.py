@@ -23,6 +23,7 @@ from .coco_captions import CocoCaptionsReader, KarpathyReader
 from .coco_panoptic import CocoPanopticReader
 from .llava import LlavaReader
 from .localized_narratives import LocalizedNarrativesReader
+from .own_files import OwnReader, names_file, open_file
 from .packed import PackedReader
 from .pix2cap import Pix2CapReader
 from .refcoco import MdetrReferReader, ReferReader, UninextReferReader
@@ -77,17 +78,19 @@ DATASETS: Mapping[str, Source] = {
 
 
 def categories_of(names: Sequence[str], root: str | Path | None = None) -> tuple[Category, ...]:
-    """Return the categories of named data sets, without their files; of shards those of their index.
+    """Return the categories of named data sets, without their files; of shards and one's own files what they tell.
 
     Raises:
         UsageError: unknown name.
-        DataError: shards are not there.
+        DataError: shards or files are not there, or wrong.
     """
     for name in names:
         if name in SHAPES_SPLITS:
             return SHAPES_CATEGORIES
         if name in TEXT_DATASETS:
             return PackedReader.categories
+        if names_file(name, root):
+            return tuple(open_file(name, root).categories)
         if names_shards(name):
             return find_shards(name, root).categories or PackedReader.categories
         source(name)
@@ -104,13 +107,13 @@ def source(name: str) -> Source:
         known = [*DATASETS, *TEXT_DATASETS, *SHAPES_SPLITS]
         close = nearest(name, known)
         fix = f"did you mean {close}?" if close else None
-        allowed = f"{', '.join(known)}, or the path of shards"
+        allowed = f"{', '.join(known)}, or the path of shards or of a .json or .jsonl file"
         raise UsageError("Unknown data set.", value=name, allowed=allowed, fix=fix)
     return DATASETS[name]
 
 
-def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> PackedReader | ShardReader:
-    """Open a data set of `DATASETS` or `TEXT_DATASETS` by name, or shards by where they lie.
+def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> OwnReader | ShardReader:
+    """Open a data set of `DATASETS` or `TEXT_DATASETS` by name, or files of one's own and shards by where they lie.
 
     Args:
         name: as in ``DATASETS.TRAIN`` of a configuration.
@@ -123,6 +126,8 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
     """
     if name in TEXT_DATASETS:
         return _open_text(name, TEXT_DATASETS[name], root, options)
+    if names_file(name, root):
+        return open_file(name, root, **options)
     if names_shards(name):
         return ShardReader(name, root, **options)
     described = source(name)

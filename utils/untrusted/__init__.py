@@ -15,7 +15,16 @@ from .files import (
     resolve_under,
     shown,
 )
-from .images import MAX_PIXELS, picture_to_rgb, read_grey, read_id_map, read_image, read_image_size, read_stored_image
+from .images import (
+    MAX_PIXELS,
+    decode_png_mask,
+    picture_to_rgb,
+    read_grey,
+    read_id_map,
+    read_image,
+    read_image_size,
+    read_stored_image,
+)
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 from .pickles import read_plain_pickle
 from .weight_shards import Part, load_tensor_parts, open_safetensors, tensor_parts, weight_files
@@ -26,6 +35,7 @@ __all__ = [
     "ArchiveMember",
     "Part",
     "compressed_rle",
+    "decode_png_mask",
     "decode_rle",
     "each_object",
     "get",

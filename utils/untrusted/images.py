@@ -140,6 +140,25 @@ def read_grey(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _read_png(path, max_pixels, "L", "L", what=what, allowed="an 8-bit grey PNG", fix=fix)[..., 0].copy()
 
 
+def decode_png_mask(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode the bytes of a grey PNG to bool (height, width), what is not 0 being set; ``where`` is for messages.
+
+    Raises:
+        DataError: they are no grey PNG, or it is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > max_pixels:
+                raise _too_large(where, f"{image.width} x {image.height}", max_pixels)
+            if image.mode not in ("1", "L"):
+                raise DataError("A mask is no grey PNG.", where=where, value=f"mode {image.mode}", allowed="1 or L")
+            return np.array(image) > 0
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(where, err) from None
+
+
 def _read_png(
     path: str | Path, max_pixels: int, mode: str, raw: str, *, what: str, allowed: str, fix: str
 ) -> np.ndarray:
