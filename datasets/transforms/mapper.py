@@ -111,7 +111,7 @@ class PanopticCaptionMapper:
             segment_ids=torch.tensor([region.id for region in regions], dtype=torch.int64),
             id_map=torch.tensor(ids, dtype=torch.int32),
             boxes_xyxy=torch.tensor([boxes.get(region.id, [0] * 4) for region in regions]).float().reshape(-1, 4),
-            caption_tokens=self._tokens(captions),
+            caption_tokens=caption_tokens(self.tokenizer, captions),
             captions=captions,
             seed=int(generator.integers(2**63)),
         )
@@ -121,14 +121,6 @@ class PanopticCaptionMapper:
             where = f"image {record.image_id}, region {region.id}"
             raise DataError("A region has an unknown category.", where=where, value=region.category_id)
         return self.labels[region.category_id]
-
-    def _tokens(self, captions: Sequence[str]) -> Tensor:
-        """Return int64 (n, T); a region without caption has a row of padding, which the caption loss leaves out."""
-        rows = [self.tokenizer.encode(caption) if caption else [] for caption in captions]
-        tokens = torch.full((len(rows), max([2, *map(len, rows)])), self.tokenizer.pad_id, dtype=torch.int64)
-        for row, ids in zip(tokens, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return tokens
 
 
 class EvalMapper:
@@ -148,6 +140,15 @@ class EvalMapper:
         if self.shortest:
             pixels = resize(pixels, shortest_side_size(*pixels.shape[:2], self.shortest, self.longest))
         return Sample(_to_tensor(pixels), record.image_id, (record.height, record.width))
+
+
+def caption_tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> Tensor:
+    """Return int64 (n, T); a region without caption has a row of padding, which the caption loss leaves out."""
+    rows = [tokenizer.encode(caption) if caption else [] for caption in captions]
+    tokens = torch.full((len(rows), max([2, *map(len, rows)])), tokenizer.pad_id, dtype=torch.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    return tokens
 
 
 def _draw_caption(region: Region, generator: np.random.Generator) -> str:

@@ -69,7 +69,7 @@ def load_weights(
 
     Args:
         model: the model.
-        path: ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.npz``, flat or nested; or a folder, see
+        path: ``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.npz`` or ``.pkl``, flat or nested; or a folder, see
             `find_weights`. Of a folder that holds a moving average of the weights too (``ema.safetensors``, as the
             checkpoints of a run with EMA_DECAY do) the average is taken, which is what the run evaluates and exports;
             the weights themselves are had by naming the file.
@@ -152,7 +152,7 @@ def find_weights(path: Path) -> Path:
             "There are no weights.",
             where="RESUME_FROM",
             value=str(path),
-            allowed="a .safetensors, .pt, .pth, .bin or .npz file, or a folder with model.safetensors",
+            allowed="a .safetensors, .pt, .pth, .bin, .npz or .pkl file, or a folder with model.safetensors",
         )
     return found
 

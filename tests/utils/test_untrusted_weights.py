@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from locap.utils.errors import CheckpointError
-from locap.utils.untrusted import load_tensors
+from locap.utils.untrusted import load_flat_tensors, load_tensors
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
@@ -146,3 +146,59 @@ def test_a_missing_file_and_a_lone_tensor(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="no dictionary"):
         load_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_pickles_of_arrays_load_as_detectron2_writes_them(tmp_path, protocol):
+    arrays = {
+        "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "swapped": np.array([1, 2], dtype=">i4"),
+        "flags": np.array([True, False]),
+        "scalar": np.float32(3),
+    }
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Zoo", "matching_heuristics": True}, protocol))
+    loaded = load_flat_tensors(path)
+    assert loaded.keys() == arrays.keys()
+    assert all(np.array_equal(loaded[name].numpy(), arrays[name]) for name in arrays)
+    assert load_tensors(path)["__author__"] == "Zoo"
+
+
+def test_a_pickle_of_python_2_loads(tmp_path):
+    """Texts of bytes, as in the zoo's older backbones: operations T (BINSTRING) and U (SHORT_BINSTRING)."""
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    kind = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    state = b"(K\x01(K\x01K\x02t" + kind + b"\x89T\x08\x00\x00\x00" + np.array([1.5, -2], "<f4").tobytes() + b"tb"
+
+    (tmp_path / "R-50.pkl").write_bytes(b"\x80\x02}U\x05blobs}U\x07conv1_w" + made + state + b"ss.")
+    assert torch.equal(load_flat_tensors(tmp_path / "R-50.pkl")["conv1_w"], torch.tensor([[1.5, -2.0]]))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_anything_else_are_refused(tmp_path, protocol, nested):
+    sentinel, path = tmp_path / "sentinel", tmp_path / "a.pkl"
+    payload = np.array([Payload(sentinel)], dtype=object) if nested else Payload(sentinel)
+    path.write_bytes(pickle.dumps({"model": {"w": payload}}, protocol))
+    with pytest.raises(CheckpointError, match=r"could run code|protocol is too new") as caught:
+        load_tensors(path)
+    assert protocol == 5 or "system" in caught.value.value
+    assert not sentinel.exists()
+
+
+def test_pickled_arrays_must_be_as_long_as_they_say(tmp_path):
+    body = pickle.dumps({"w": np.zeros(4, np.float32)}, 2).replace(b"K\x04\x85", b"K\x05\x85")
+    (tmp_path / "a.pkl").write_bytes(body)
+    with pytest.raises(CheckpointError, match="has 16 bytes"):
+        load_tensors(tmp_path / "a.pkl")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": np.array(["text"])}, 2))
+    with pytest.raises(CheckpointError, match="are no weights"):
+        load_tensors(tmp_path / "a.pkl")
+
+
+def test_a_pickled_array_that_is_repeated_is_refused_before_memory_is_taken(tmp_path):
+    one = np.zeros(1000, np.float32)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({f"w{i}": one for i in range(10_000)}, 2))
+    with pytest.raises(CheckpointError, match="far more memory"):
+        load_flat_tensors(tmp_path / "a.pkl")

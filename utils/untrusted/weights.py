@@ -11,22 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, LocapError
+from ..errors import CheckpointError, DataError, LocapError
+from .array_pickles import read_array_pickle
 from .files import head_bytes, masquerade, require_file, shown
 
 MAX_SAFETENSORS_HEADER = 100_000_000
 MAX_EXPANSION = 100
 PREFIXES = ("module.", "model.", "_orig_mod.", "optimizer.", "target.", "params.")
 """Of wrappers: DataParallel and DDP, trainers, torch.compile, Flax's states."""
-NESTED = ("model", "module", "state_dict", "model_state_dict")
+NESTED = ("model", "module", "state_dict", "model_state_dict", "blobs")
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Load weights to the CPU without executing anything in the file.
 
     Returns:
-        Name -> tensor for ``.safetensors`` and ``.npz``; for ``.pt``, ``.pth`` and ``.bin`` the dictionary that was
-        saved, nested as it is (``{"model": {...}, "optimizer": ...}``).
+        Name -> tensor for ``.safetensors`` and ``.npz``; for ``.pt``, ``.pth``, ``.bin`` and the ``.pkl`` of
+        detectron2's model zoo the dictionary that was saved, nested as it is (``{"model": {...}, "optimizer": ...}``).
 
     Raises:
         CheckpointError: missing, truncated, a Git LFS pointer or HTML, or a pickle that names anything but tensors
@@ -45,16 +46,17 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
         return _load_pickle(path, head)
     if suffix == ".npz":
         return _load_npz(path, head)
-    raise CheckpointError(
-        "This is not a known kind of weights file.", where=shown(path), allowed=".safetensors, .pt, .pth, .bin, .npz"
-    )
+    if suffix == ".pkl":
+        return _load_array_pickle(path)
+    allowed = ".safetensors, .pt, .pth, .bin, .npz, .pkl of arrays"
+    raise CheckpointError("This is not a known kind of weights file.", where=shown(path), allowed=allowed)
 
 
 def load_flat_tensors(path: str | Path) -> dict[str, Any]:
     """Load the weights of a flat or nested checkpoint, name -> tensor; what else it holds is left out.
 
-    Nested weights lie under ``model``, ``module`` (as in the resume files of X-Decoder's trainer), ``state_dict`` or
-    ``model_state_dict``.
+    Nested weights lie under ``model``, ``module`` (as in the resume files of X-Decoder's trainer), ``state_dict``,
+    ``model_state_dict`` or ``blobs`` (Detectron).
 
     Raises:
         CheckpointError: as `load_tensors`; also when it holds no tensors, or far larger ones than the file is.
@@ -106,6 +108,30 @@ def _load_npz(path: str | Path, head: bytes) -> dict[str, Any]:
         if "allow_pickle" in str(err):
             raise _objects_refused(path) from None
         raise _broken_weights(path, str(err) or type(err).__name__) from None
+
+
+def _load_array_pickle(path: str | Path) -> dict[str, Any]:
+    try:
+        loaded = read_array_pickle(path)
+    except DataError as err:
+        raise CheckpointError(err.what, where=err.where, value=err.value, allowed=err.allowed, fix=err.fix) from None
+    if not isinstance(loaded, dict):
+        kind = type(loaded).__name__
+        raise CheckpointError("The weights file holds no dictionary of arrays.", where=shown(path), value=kind)
+    return _with_tensors(loaded, {})
+
+
+def _with_tensors(value: Any, made: dict[int, Any]) -> Any:
+    """Return values with tensors in place of arrays; ``made`` has those that the file repeats."""
+    import numpy as np
+
+    if isinstance(value, dict):
+        return {name: _with_tensors(item, made) for name, item in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    if id(value) not in made:
+        made[id(value)] = _array_tensor(value.astype(value.dtype.newbyteorder("="), order="C"))
+    return made[id(value)]
 
 
 def _objects_refused(path: str | Path) -> CheckpointError:
