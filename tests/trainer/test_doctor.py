@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from locap.datasets.readers.whereabouts import ROOT_VARIABLES
 from locap.entry import main
 from locap.evaluation.captions import java
 from locap.trainer.doctor import BROKEN, MISSING, OK, Line, compute, examine, exit_code, machine, optional, sources
 from locap.trainer.doctor import lines as doctor_lines
 from locap.trainer.doctor import packages as doctor_packages
 from locap.trainer.doctor.examination import CHECKS
+from locap.trainer.doctor.probe import find_data
 from locap.trainer.doctor.ranks import join, lines_of
 from locap.trainer.launch import Launch
 
@@ -67,6 +69,21 @@ def test_this_machine_is_described_as_json():
     assert all(line["fix"] for line in found.values() if line["state"] != OK)
     broken = [line for line in report["checks"] if line["state"] == BROKEN]
     assert done.returncode == report["exit_code"] == (5 if broken else 0)
+
+
+def test_the_command_itself_does_not_load_torch():
+    """A torch that crashes when it is imported must not take the doctor with it."""
+    code = (
+        f"import runpy, sys; main = runpy.run_path({str(ROOT / 'entry.py')!r}, run_name='entry')['main']; "
+        "from locap.trainer.doctor import compute; compute.start_probe = lambda: None; "
+        "compute.answers = lambda: dict.fromkeys(compute._QUESTIONS, {'error': 'crashed'}); "
+        "code = main(['doctor']); assert code == 5, code; assert 'torch' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+    environment |= {"HF_HUB_OFFLINE": "1", "DATASETS": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "import torch: pip install --upgrade --force-reinstall" in done.stdout
 
 
 @pytest.mark.slow
@@ -239,6 +256,8 @@ def test_java_is_run(monkeypatch, tmp_path):
 
 
 def test_data_roots(monkeypatch, tmp_path, no_variables):
+    assert sources.ROOT_VARIABLES == ROOT_VARIABLES
+    monkeypatch.setattr(compute, "answers", lambda: {"data": {"value": find_data()}})
     unset = only(sources.data)
     assert unset.state == MISSING
     assert unset.fix.startswith("export DETECTRON2_DATASETS=<folder that holds coco/>; ")

@@ -17,16 +17,22 @@ from .lines import BROKEN, MISSING, OK, ROOT, Line, build_tools, output_of, pip_
 PROBE_SECONDS = 60.0  # importing torch from a cold network drive takes its time
 _BOTH = '"torch>=2.10" "torchvision>=0.25"'
 _REINSTALL = f"pip install --upgrade --force-reinstall {_BOTH}"
-_START = (
-    "import runpy; runpy.run_path({entry!r}, run_name='locap_start'); "
-    "from locap.trainer.doctor.probe import main; main()"
-)
+_QUESTIONS = ("torch", "imports", "gpus", "operators", "data")
+_START = """
+import importlib.util, sys
+sys.path[:] = [entry for entry in sys.path if entry]  # not the folder this is called in
+spec = importlib.util.spec_from_file_location("locap", {init!r}, submodule_search_locations=[{root!r}])
+sys.modules["locap"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["locap"])
+from locap.trainer.doctor.probe import main
+main()
+"""
 
 
 @functools.cache
 def start_probe() -> subprocess.Popen:
     """Start asking; the answer is `answers`."""
-    code = _START.format(entry=str(ROOT / "entry.py"))
+    code = _START.format(init=str(ROOT / "__init__.py"), root=str(ROOT))
     environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -52,7 +58,7 @@ def answers() -> dict[str, dict[str, Any]]:
     except (IndexError, ValueError):
         last = (complaint.strip().splitlines() or ["it said nothing"])[-1]
         reason = f"a process that imports torch ended with code {process.returncode}: {last[:300]}"
-    return {question: {"error": reason} for question in ("torch", "imports", "gpus", "operators")}
+    return {question: {"error": reason} for question in _QUESTIONS}
 
 
 def imports() -> Iterator[Line]:

