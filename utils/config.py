@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,23 @@ MAX_INCLUDES = 20
 _SHOWN_PROBLEMS = 10
 _LINE_WIDTH = 120
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TracedConfig:
+    """A configuration and what it came from.
+
+    Attributes:
+        cfg: the read-only configuration.
+        index: all its keys.
+        leaves: what was set, in the order in which it counts, also what something later replaced.
+        merged: what of it counts, by dotted name.
+    """
+
+    cfg: DictConfig
+    index: KeyIndex
+    leaves: Sequence[Leaf]
+    merged: Mapping[str, Leaf]
 
 
 def load_config(
@@ -50,15 +68,26 @@ def load_config(
     Raises:
         UsageError: naming every key, file and line that is wrong.
     """
+    traced = trace_config(conf_files, overrides, model_schemas=model_schemas, config_overrides=config_overrides)
+    _warn_dead(traced.merged, traced.index)
+    return traced.cfg
+
+
+def trace_config(
+    conf_files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    model_schemas: Mapping[str, type[ModelConfig]],
+    config_overrides: Sequence[str] = (),
+) -> TracedConfig:
+    """Load a configuration as `load_config` does, and keep where its values were set."""
     problems: list[UsageError] = []
     leaves = [leaf for path in conf_files for leaf in _read_file(Path(path), problems, ())]
     if config_overrides:
         leaves += _attempt(problems, parse_mapping, " ".join(config_overrides), "--config_overrides", problems) or []
     unreadable = bool(problems)
     schema = _model_schema(leaves, overrides, model_schemas, problems)
-    known = schema or ModelConfig
-    dead = (*Config.DEAD, *known.DEAD, *(() if schema else ("MODEL.*",)))
-    index = KeyIndex(index_keys(Config, replace={"MODEL": known}), dead)
+    index = index_config(schema)
     leaves += _read_overrides(overrides, index, problems)
     merged = _merge(leaves)
     values = _typed_values(merged, index, problems)
@@ -68,8 +97,14 @@ def load_config(
     _raise(problems)
     cfg = _build(schema, values)
     _raise(_conflicts(cfg, schema, merged))
-    _warn_dead(merged, index)
-    return cfg
+    return TracedConfig(cfg, index, leaves, merged)
+
+
+def index_config(schema: type[ModelConfig] | None) -> KeyIndex:
+    """Return the keys of the configurations of one model; of an unknown model, those that all have."""
+    known = schema or ModelConfig
+    dead = (*Config.DEAD, *known.DEAD, *(() if schema else ("MODEL.*",)))
+    return KeyIndex(index_keys(Config, replace={"MODEL": known}), dead)
 
 
 def save_config(cfg: DictConfig, path: str | Path) -> Path:

@@ -213,7 +213,7 @@ class KeyIndex:
 
     def __init__(self, specs: Mapping[str, KeySpec], dead: Iterable[str] = ()) -> None:
         self.specs = specs
-        self._dead = tuple(dead)
+        self.dead = tuple(dead)
         self._sections = {name[: match.start()] for name in specs for match in re.finditer(r"\.", name)}
 
     def find(self, name: str) -> tuple[KeySpec, str | None] | None:
@@ -232,7 +232,7 @@ class KeyIndex:
 
     def is_dead(self, name: str) -> bool:
         """Whether the name is a key of the original configuration without effect here; ``A.*`` covers a section."""
-        return any(fnmatch.fnmatchcase(n, pattern) for n in (name, name + ".") for pattern in self._dead)
+        return any(fnmatch.fnmatchcase(n, pattern) for n in (name, name + ".") for pattern in self.dead)
 
     def unknown(self, name: str, where: str) -> UsageError:
         """Explain a name that is no key."""

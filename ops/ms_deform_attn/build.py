@@ -72,13 +72,10 @@ def library(kind: str) -> Path:
     Raises:
         BuildError: no compiler, or it failed.
     """
-    packaged = _packaged(kind)
-    if packaged.is_file():
-        return packaged
+    if found := find_library(kind):
+        return found
     compiler = find_compiler(kind)
-    path = _cache_folder() / f"{kind}-{_digest(kind, compiler)}{_suffix()}"
-    if path.is_file():
-        return path
+    path = _cached(kind, compiler)
     try:
         with _lock(path.with_suffix(".lock")):
             if not path.is_file():
@@ -86,6 +83,18 @@ def library(kind: str) -> Path:
     except OSError as err:
         raise BuildError(f"{path.parent} cannot be written ({err}); set LOCAP_CACHE to a folder that can") from err
     return path
+
+
+def find_library(kind: str) -> Path | None:
+    """Return the path of a library that is compiled already, None when it would have to be compiled first.
+
+    Raises:
+        BuildError: there is neither a library in the package nor a compiler.
+    """
+    path = _packaged(kind)
+    if not path.is_file():
+        path = _cached(kind, find_compiler(kind))
+    return path if path.is_file() else None
 
 
 def into_package(kind: str, package: Path = _HERE) -> Path:
@@ -128,6 +137,10 @@ def _cache_folder() -> Path:
     from ...utils.folders import cache_folder  # not when setup.py runs this file
 
     return cache_folder() / "ms_deform_attn"
+
+
+def _cached(kind: str, compiler: str) -> Path:
+    return _cache_folder() / f"{kind}-{_digest(kind, compiler)}{_suffix()}"
 
 
 def _packaged(kind: str, package: Path = _HERE) -> Path:
