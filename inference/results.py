@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..datasets.records import Category, Record, Region, record_to_json
 from .asks import Ask
+from .html_page import result_page
 from .visualise import draw_record
 
 
@@ -48,3 +49,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values, with run-length masks and category names."""
         return record_to_json(self.record, {category.id: category.name for category in self.categories})
+
+    def to_html(self, title: str = "") -> str:
+        """Return one self-contained HTML page, in which pointing at a region marks its caption and the other way."""
+        return result_page([self], title or str(self.record.image_id))
