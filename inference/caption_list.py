@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from ..datasets.records import Category, Record, Region
 from .badges import paint_badge
 from .drawing import INK, MUTED, WHITE, load_font, printable, region_color, shorten, wrap_text
+from .fonts import draw_text, text_length
 
 Panel = Literal["right", "below", "none"]
 COLUMN_WIDTH = 320  # least width of a column, pixels at a total of 1024
@@ -126,7 +127,8 @@ def heading_picture(title: str | None, width: int, style: ListStyle) -> Image.Im
     lines = wrap_text(title, bold, width - 2 * style.margin, max_lines=2) if title else []
     picture = Image.new("RGB", (width, len(lines) * style.line + (style.margin if lines else 0)), WHITE)
     for row, line in enumerate(lines):
-        ImageDraw.Draw(picture).text((style.margin, style.margin // 2 + row * style.line), line, font=bold, fill=INK)
+        place = style.margin, style.margin // 2 + row * style.line
+        draw_text(ImageDraw.Draw(picture), place, line, font=bold, fill=INK)
     return picture
 
 
@@ -199,9 +201,9 @@ def _paint_entry(
         bold, small = load_font(style.text, bold=True), load_font(style.text - 2)
         room = width - 2 * style.margin - 3 * style.badge - small.getlength(f"  {entry.score}")
         name = shorten(entry.name, bold, room)
-        draw.text((x, y), name, font=bold, fill=INK)
-        draw.text((x + bold.getlength(f"{name} "), y + 2), entry.score, font=small, fill=MUTED)
+        draw_text(draw, (x, y), name, font=bold, fill=INK)
+        draw.text((x + text_length(f"{name} ", bold), y + 2), entry.score, font=small, fill=MUTED)
         y += style.line
     for line in _lines(entry, width, style):
-        draw.text((x, y), line, font=load_font(style.text), fill=INK)
+        draw_text(draw, (x, y), line, font=load_font(style.text), fill=INK)
         y += style.line

@@ -18,29 +18,31 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
 from ..datasets.records import Record, Region, box_of_mask, decode_mask
+from .fonts import text_length
 
 ImageLike = Image.Image | np.ndarray
 Color = tuple[int, int, int]
 SMALL_SIDE, ENLARGED_SIDE = 512, 640  # a picture with a shorter long side than the first is drawn at the second
 WHITE, INK, MUTED, LETTERBOX = (255, 255, 255), (28, 30, 36), (112, 117, 128), (236, 237, 240)
+MOST_LINES = 24  # of a text: 140 words of English at the list's width
 TINT = 0.35  # share of the region's colour in its pixels
-PALETTE: tuple[Color, ...] = (
+PALETTE: tuple[Color, ...] = (  # dark and light in turn, for those who cannot tell the hues apart
     (47, 111, 237),
     (255, 140, 26),
-    (46, 168, 82),
-    (214, 51, 132),
+    (24, 128, 66),
     (23, 190, 207),
-    (124, 77, 219),
+    (200, 36, 120),
     (242, 201, 30),
-    (225, 45, 57),
-    (150, 96, 56),
-    (158, 206, 43),
+    (124, 77, 219),
     (255, 145, 190),
-    (0, 128, 118),
+    (205, 32, 44),
+    (120, 220, 170),
+    (130, 78, 40),
+    (158, 206, 43),
     (38, 60, 140),
-    (120, 120, 20),
-    (250, 128, 105),
-    (178, 160, 250),
+    (250, 150, 120),
+    (104, 104, 16),
+    (188, 172, 250),
 )
 SHADES = (0.0, 0.45, -0.4, 0.25, -0.2)  # towards white when positive, towards black when negative
 
@@ -89,13 +91,13 @@ def printable(text: object) -> str:
     return " ".join(kept.split())
 
 
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = 12) -> list[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = MOST_LINES) -> list[str]:
     """Break ``text`` into lines of at most ``width`` pixels; the rest after ``max_lines`` becomes an ellipsis."""
     lines: list[str] = []
     line = ""
     for word in printable(text).split():
         joined = f"{line} {word}" if line else word
-        if font.getlength(joined) <= width:
+        if text_length(joined, font) <= width:
             line = joined
             continue
         lines += [line] if line else []
@@ -111,11 +113,11 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: 
 
 def _break_word(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """Break a word that is wider than a line (an address, or a script without spaces) between characters."""
-    if font.getlength(word) <= width:
+    if text_length(word, font) <= width:
         return [word]
     pieces, piece = [], ""
     for char in word[:4000]:
-        if piece and font.getlength(piece + char) > width:
+        if piece and text_length(piece + char, font) > width:
             pieces.append(piece)
             piece = ""
         piece += char
@@ -124,12 +126,12 @@ def _break_word(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[s
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Cut ``text`` to ``width`` pixels, ending in an ellipsis when something was cut."""
-    return text if font.getlength(text) <= width else _cut(text, font, width)
+    return text if text_length(text, font) <= width else _cut(text, font, width)
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """End ``text`` in an ellipsis within ``width`` pixels."""
-    while text and font.getlength(text + "…") > width:
+    while text and text_length(text + "…", font) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -144,6 +146,7 @@ class Shapes:
         points: region index -> (x, y) points of the regions that have nothing else.
         hidden: region index -> (x, y) inside a mask that other masks cover entirely.
         frames: region index -> (x0, y0, x1, y1) of the regions that answer a phrase by a mask and a box.
+        pins: region index -> (x, y) points that were asked about, of the regions that have more than those.
     """
 
     owner: np.ndarray
@@ -151,6 +154,7 @@ class Shapes:
     points: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     hidden: dict[int, tuple[int, int]] = field(default_factory=dict)
     frames: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
+    pins: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
     def moved(self, left: int, top: int, size: tuple[int, int]) -> Shapes:
         """Return the shapes on a larger ground of ``size``, ``left`` and ``top`` pixels from its corner."""
@@ -161,9 +165,12 @@ class Shapes:
             {index: (x0 + left, y0 + top, x1 + left, y1 + top) for index, (x0, y0, x1, y1) in found.items()}
             for found in (self.boxes, self.frames)
         )
-        points = {index: [(x + left, y + top) for x, y in points] for index, points in self.points.items()}
+        points, pins = (
+            {index: [(x + left, y + top) for x, y in places] for index, places in found.items()}
+            for found in (self.points, self.pins)
+        )
         hidden = {index: (x + left, y + top) for index, (x, y) in self.hidden.items()}
-        return Shapes(owner, boxes, points, hidden, frames)
+        return Shapes(owner, boxes, points, hidden, frames, pins)
 
 
 def region_masks(record: Record) -> Iterator[np.ndarray | None]:
@@ -191,6 +198,8 @@ def rasterise(record: Record, size: tuple[int, int]) -> Shapes:
             boxes[index] = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
         elif not masked and (points := _points_of(region)):
             shapes.points[index] = [(x * scale_x, y * scale_y) for x, y in points]
+        if region.points and index not in shapes.points:
+            shapes.pins[index] = [(x * scale_x, y * scale_y) for x, y in region.points]
     for index in sorted(masks, key=lambda index: -int(masks[index].sum())):
         shapes.owner[masks[index]] = index + 1
     visible = set(np.unique(shapes.owner).tolist())
@@ -217,7 +226,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     enlarged = size[0] / width
     smooth = pixels.resize(size, Image.Resampling.BILINEAR)
     if enlarged >= 2:
-        smooth = smooth.filter(ImageFilter.GaussianBlur(0.4 * enlarged))  # takes the stairs out of the outline
+        _smooth(smooth, 0.4 * enlarged)  # takes the stairs out of the outline
     resized = np.asarray(smooth) > 127
     if not resized.any() and enlarged >= 1:
         resized = np.asarray(pixels.resize(size, Image.Resampling.NEAREST)) > 127
@@ -225,6 +234,19 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         x, y = _middle(mask)
         resized[min(size[1] - 1, y * size[1] // height), min(size[0] - 1, x * size[0] // width)] = True
     return resized
+
+
+def _smooth(pixels: Image.Image, radius: float) -> None:
+    """Blur around what is not 0, in place."""
+    if box := pixels.getbbox():
+        margin = round(5 * radius)
+        near = (
+            max(0, box[0] - margin),
+            max(0, box[1] - margin),
+            min(pixels.width, box[2] + margin),
+            min(pixels.height, box[3] + margin),
+        )
+        pixels.paste(pixels.crop(near).filter(ImageFilter.GaussianBlur(radius)), near)
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int]:
@@ -266,9 +288,8 @@ def paint_shapes(picture: Image.Image, shapes: Shapes, distance: np.ndarray, lin
         inner = tuple(side + (1 if place < 2 else -1) for place, side in enumerate(corners))
         if inner[2] > inner[0] and inner[3] > inner[1]:
             draw.rectangle(inner, outline=region_color(index), width=line + 1)
-    for index, points in shapes.points.items():
+    for index, points in (*shapes.points.items(), *shapes.pins.items()):
         for x, y in points:
-            draw.ellipse(
-                (x - 2 * line, y - 2 * line, x + 2 * line, y + 2 * line), fill=region_color(index), outline=WHITE
-            )
+            dot = (x - 2 * line, y - 2 * line, x + 2 * line, y + 2 * line)
+            draw.ellipse(dot, fill=region_color(index), outline=WHITE, width=max(1, line // 2))
     return painted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import matplotlib
 import numpy as np
@@ -19,6 +19,7 @@ from ..datasets.records import Narrative
 from ..datasets.transforms.word_places import aligned_words, utterance_places
 from .caption_list import ListStyle, Panel, beside_width, heading_picture
 from .drawing import MUTED, WHITE, Color, ImageLike, fitted_picture, ink_on, load_font, printable
+from .fonts import draw_text, text_length
 
 Point = tuple[float, float]
 Corners = tuple[float, float, float, float]
@@ -179,6 +180,16 @@ def _segments(
         yield tuple(start), tuple(end), path_color((shares[k] + shares[k + 1]) / 2)
 
 
+def path_pieces(
+    narrative: Narrative, words: Sequence[PlacedWord], scale: Point, size: tuple[int, int]
+) -> Iterator[tuple[Color, list[Point]]]:
+    """Yield the pointer's path as pieces of one colour: the colour, and points in pixels of a picture of ``size``."""
+    for points in _strokes(narrative, scale):
+        for color, group in groupby(_segments(points, words, size), key=lambda segment: segment[2]):
+            segments = list(group)
+            yield color, [segments[0][0], *(end for _, end, _ in segments)]
+
+
 def _shares(times: np.ndarray, words: Sequence[PlacedWord]) -> np.ndarray:
     """Return how far the words have come at each time, 0 to 1."""
     known = sorted((word.time, index) for index, word in enumerate(words) if word.time is not None)
@@ -212,7 +223,7 @@ def place_labels(words: Sequence[PlacedWord], size: tuple[int, int], style: List
     for index in sorted(order, key=lambda k: -len(words[k].text)):
         if any(_same(words[index], words[other]) for other in taken):
             continue
-        width = font.getlength(f"88 {_bare(words[index].text)}") + 8
+        width = text_length(f"88 {_bare(words[index].text)}", font) + 8
         for corners in _label_places(words[index].point, width, style.text + 3):
             inside = min(corners[:2]) >= 0 and corners[2] < size[0] and corners[3] < size[1]
             if inside and not any(_overlap(corners, other) for other in taken.values()):
@@ -267,11 +278,11 @@ def paint_labels(
     for index, (x0, y0, x1, y1) in labels.items():
         word, middle = words[index], (y0 + y1) / 2
         ink, number = ink_on(word.color), f"{word.number} "
-        margin = (x1 - x0 - small.getlength(number) - font.getlength(_bare(word.text))) / 2 - 4
+        margin = (x1 - x0 - small.getlength(number) - text_length(_bare(word.text), font)) / 2 - 4
         x0, x1 = x0 + margin, x1 - margin  # room was kept for two digits
         draw.rounded_rectangle((x0, y0, x1, y1), radius=4, fill=word.color, outline=WHITE)
         draw.text((x0 + 4, middle), number, font=small, fill=ink, anchor="lm")
-        draw.text((x1 - 4, middle), _bare(word.text), font=font, fill=ink, anchor="rm")
+        draw_text(draw, (x1 - 4, middle), _bare(word.text), font=font, fill=ink, anchor="rm")
 
 
 def _with_text(
@@ -316,7 +327,7 @@ def _lay_out(
 
 def _chip_width(word: PlacedWord, style: ListStyle) -> float:
     number = "" if word.number is None else f"{word.number} "
-    return load_font(style.text).getlength(word.text) + load_font(style.text - 4).getlength(number) + 6
+    return text_length(word.text, load_font(style.text)) + load_font(style.text - 4).getlength(number) + 6
 
 
 def _paint_chip(draw: ImageDraw.ImageDraw, word: PlacedWord, corner: Point, style: ListStyle) -> None:
@@ -332,4 +343,4 @@ def _paint_chip(draw: ImageDraw.ImageDraw, word: PlacedWord, corner: Point, styl
         number, small = f"{word.number} ", load_font(style.text - 4)
         draw.text((x, middle), number, font=small, fill=ink, anchor="lm")
         x += small.getlength(number)
-    draw.text((x, middle), word.text, font=load_font(style.text), fill=ink, anchor="lm")
+    draw_text(draw, (x, middle), word.text, font=load_font(style.text), fill=ink, anchor="lm")

@@ -11,7 +11,8 @@ from ..datasets.records import Category, Record
 from ..utils.files import write_text
 from .charts import RunLog, is_finite, loss_charts, metric_charts, read_log
 from .drawing import ImageLike, printable
-from .region_figure import SCRIPT, STYLE, region_figure
+from .html_page import HINT, whole_page
+from .region_figure import region_figure
 
 Pair = tuple[ImageLike | None, Record, Record]  # image (None: the truth's own), truth, prediction
 KEY_METRICS = 8  # charts shown at once where no goals say which matter; the others unfold
@@ -34,20 +35,10 @@ class Goal:
         return f"{'≤' if self.at_most else '≥'} {format_figure(self.value)}"
 
 
-PAGE_STYLE = """
-:root { color-scheme: light dark; --back: #fbfbfa; --ink: #1d2026; --muted: #6a707c; --line: #dfe1e5; --card: #fff;
-  --mark: #e6edfb; --good: #1c7c3c; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --back: #15171b; --ink: #e6e8ec; --muted: #9aa1ad; --line: #30343c;
-  --card: #1c1f25; --mark: #2b3853; --good: #62c784; --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 1180px; background: var(--back); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .8rem; }
+REPORT_STYLE = """
 p.lead, .note { color: var(--muted); margin: 0 0 .6rem; }
-section > svg, details > svg, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-section > svg, details > svg { height: auto; padding: .6rem; display: block; }
-.card { padding: 1rem; margin: 0 0 1rem; overflow-x: auto; }
+section > svg, details > svg { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  height: auto; padding: .6rem; display: block; }
 table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
 th, td { text-align: left; padding: .35rem .9rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: anywhere; }
@@ -56,24 +47,6 @@ td.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
 @media (max-width: 700px) { .pair { grid-template-columns: 1fr; } }
 summary { cursor: pointer; margin: .8rem 0; color: var(--muted); }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-<script>{script}</script>
-</body>
-</html>
 """
 
 
@@ -116,8 +89,7 @@ def write_report(
         *(_section(heading, _pairs(pairs, categories)) for heading, pairs in (grids or {}).items()),
         _section("Settings", _settings(config_summary or {})),
     ]
-    page = PAGE.format(title=_text(title), style=PAGE_STYLE + STYLE, script=SCRIPT, body="\n".join(filter(None, parts)))
-    return write_text(path, page)
+    return write_text(path, whole_page(title, "\n".join(filter(None, parts)), style=REPORT_STYLE))
 
 
 def _text(value: object) -> str:
@@ -179,7 +151,7 @@ def _example(example: tuple[ImageLike | None, Record] | None, categories: Sequen
         return ""
     image, record = example
     figure = region_figure(image, record, categories)
-    return f'<p class="note">Point at a region or a caption.</p><div class="card">{figure}</div>'
+    return f'<p class="note">{HINT}</p><div class="card">{figure}</div>'
 
 
 def _pairs(pairs: Sequence[Pair], categories: Sequence[Category]) -> str:

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from ..datasets.reader import Reader
 from ..datasets.records import Category, Record, Region
 from ..inference.drawing import INK, MUTED, WHITE, load_font, printable, region_masks, shorten
+from ..inference.fonts import draw_text
 from ..inference.visualise import comparison_grid, draw_record, region_boxes
 from ..utils.files import atomic_path
 
@@ -178,7 +179,8 @@ def _cell(image: Image.Image, truth: Record, prediction: Record, categories: Seq
     width = 2 * THUMBNAIL + GAP // 3
     cell = Image.new("RGB", (width, max(side.height for side in sides) + LABEL), WHITE)
     font = load_font(13, bold=True)
-    ImageDraw.Draw(cell).text((0, 0), shorten(printable(truth.image_id), font, width), font=font, fill=INK)
+    label = shorten(printable(truth.image_id), font, width)
+    draw_text(ImageDraw.Draw(cell), (0, 0), label, font=font, fill=INK)
     for place, side in enumerate(sides):
         cell.paste(side, (place * (THUMBNAIL + GAP // 3) + (THUMBNAIL - side.width) // 2, LABEL))
     return cell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,9 +13,7 @@ import pytest
 
 from locap.datasets.records import Category, Record, Region, encode_mask
 from locap.inference.charts import POINTS, binned, is_noisy, loss_charts, metric_charts, read_log, smoothed
-from locap.inference.region_figure import outlines, region_figure
 from locap.inference.report import Goal, write_report
-from locap.inference.visualise import paint_regions
 
 EVIL = "<script>alert('x')</script> & $x^ \ud800"
 CATEGORIES = [Category(1, f"circle {EVIL}")]
@@ -125,23 +122,6 @@ def test_long_series_are_averaged_without_drift():
 )
 def test_goal(goal: Goal, figure: float | None, met: bool):
     assert goal.is_met(figure) is met
-
-
-def test_outlines_follow_region_and_hole():
-    record = square_record()
-    picture, shapes = paint_regions(record.image, record, 640, 640)
-    paths = outlines(shapes)
-    assert picture.size == (640, 480)
-    rings = [np.array(re.findall(r"(-?\d+) (-?\d+)", ring), int) for ring in paths[0].split("M")[1:]]
-    boxes = sorted((*ring.min(0), *ring.max(0)) for ring in rings)
-    np.testing.assert_allclose(boxes, [(120, 80, 440, 320), (200, 160, 320, 240)], atol=6)
-    assert paths[1] == "M0 0H160V160H0Z"
-
-
-def test_figure_links_regions_and_captions():
-    page = Page(region_figure(None, square_record(), CATEGORIES))
-    linked = [(tag, attrs["data-region"]) for tag, attrs in page.tags if "data-region" in attrs]
-    assert set(linked) == {("path", "0"), ("path", "1"), ("li", "0"), ("li", "1")}
 
 
 def test_report_is_one_safe_file_that_shows_missed_goals(tmp_path: Path):
