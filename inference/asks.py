@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..datasets.records import Region, box_of_mask, decode_mask
+from ..datasets.records import Region, box_of_mask, decode_mask, encode_mask
 from ..datasets.tasks import Prompt
+from ..utils import untrusted
 from ..utils.errors import UsageError
 
 LENGTHS = {"box": 4, "point": 2}
@@ -81,20 +82,42 @@ class Ask:
         )
 
 
-def make_asks(given: Iterable[tuple[str, Sequence[float] | str]]) -> list[Ask]:
+def make_asks(given: Iterable[tuple[str, Any]], prompt: str | None = None) -> list[Ask]:
     """Return the questions of a command line.
 
     Args:
-        given: (kind, numbers or phrase) in their order.
+        given: (kind, numbers, phrase or file of a mask) in their order.
+        prompt: words of one's own about each region.
 
     Raises:
-        UsageError: as `check_ask`.
+        UsageError: as `check_ask`; or a prompt is without a region.
+        DataError: a mask cannot be read.
     """
     asks = []
     for kind, value in given:
-        asks.append(Ask(kind, " ".join(value.split()) if kind == "text" else tuple(float(number) for number in value)))
+        asks.append(Ask(kind, _given_value(kind, value), None if kind == "text" else prompt))
         check_ask(asks[-1], where=f"--{kind}")
+    if prompt is not None and all(ask.prompt is None for ask in asks):
+        regions = "--box, --point or --mask"
+        raise UsageError("A prompt is about a region.", where="--prompt", value=prompt, allowed=f"with {regions}")
     return asks
+
+
+def _given_value(kind: str, value: Any) -> Any:
+    if kind == "text":
+        return " ".join(value.split())
+    return read_mask(value) if kind == "mask" else tuple(float(number) for number in value)
+
+
+def read_mask(path: str) -> dict[str, Any]:
+    """Return a mask, run-length encoded, from a JSON file that is so, or an image whose pixels inside are not black.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if path.lower().endswith(".json"):
+        return untrusted.compressed_rle(untrusted.read_json(path))
+    return dict(encode_mask(untrusted.read_image(path).any(-1)))
 
 
 def check_ask(ask: Ask, where: str | None = None) -> None:

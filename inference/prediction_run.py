@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,17 +17,20 @@ import torch
 from rich.console import Console
 
 from ..datasets.readers import SHAPES_SPLITS, open_dataset
-from ..datasets.records import Category, Record, Region, read_records
+from ..datasets.readers.own_files import open_file
+from ..datasets.readers.record_file import header
+from ..datasets.records import Category, Record, Region, encode_mask
 from ..datasets.shapes import Shapes
+from ..modeling.systems import find_system
 from ..utils import untrusted
 from ..utils.errors import DataError, LocapError, UsageError
 from ..utils.files import atomic_path, write_text
 from ..utils.progress import ProgressBar
-from ..utils.untrusted import shown
 from .asks import Ask, check_inside
-from .captioner import BATCH_SIZE, Captioner
+from .captioner import BATCH_SIZE, Captioner, pick_dtype
+from .engines import make_engine
+from .html_page import figures_page, result_figure
 from .results import Result
-from .visualise import print_record
 
 MOST_TABLES = 10  # images up to which each has a table on the terminal
 MOST_ON_PAGE = 100
@@ -84,7 +87,7 @@ def questions(
         cfg: the configuration, whose first test image is taken where no image is given.
         images: files.
         asks: about each of them.
-        regions: a record file: its images, and a question per region; in place of images and asks.
+        regions: a file of one's own (`open_file`): its images, and a question per region; in place of images and asks.
         normalized: boxes and points are shares of width and height.
 
     Raises:
@@ -92,30 +95,30 @@ def questions(
         UsageError: a box or point lies outside an image.
     """
     if regions is not None:
-        return [_of_record(record, Path(regions)) for record in read_records(regions)[0]]
+        reader = open_file(regions, cfg.DATASETS.ROOT or None)
+        return [_of_record(reader[index]) for index in range(len(reader))]
     if not images:
         return [Question(first_test_image(cfg), tuple(asks))]
     return [Question(image, _placed(asks, image, normalized)) for image in images]
 
 
-def _of_record(record: Record, file: Path) -> Question:
-    if not isinstance(record.image, str):
-        raise DataError("A record does not say where its image is.", where=f"{shown(file)}: image {record.image_id}")
-    path = str(file.parent / record.image)
-    return Question(path, tuple(_ask_of(region) for region in record.regions))
+def _of_record(record: Record) -> Question:
+    return Question(str(record.image), tuple(_ask_of(region, record) for region in record.regions))
 
 
-def _ask_of(region: Region) -> Ask:
+def _ask_of(region: Region, record: Record) -> Ask:
     """Return the question that a region's geometry, or its words, put."""
-    if region.mask is not None:
-        return Ask("mask", region.mask)
+    if region.mask is not None or (record.id_map is not None and region.box_xyxy is None):
+        return Ask("mask", region.mask or encode_mask(record.read_mask(region)))
     if region.box_xyxy is not None:
         return Ask("box", region.box_xyxy)
     if region.points:
         return Ask("point", region.points[0])
     if region.expressions:
         return Ask("text", region.expressions[0])
-    raise DataError("A region has neither a place nor an expression.", where=f"region {region.id}")
+    raise DataError(
+        "A region has neither a place nor an expression.", where=f"image {record.image_id}, region {region.id}"
+    )
 
 
 def _placed(asks: Sequence[Ask], image: str, normalized: bool) -> tuple[Ask, ...]:
@@ -170,34 +173,51 @@ def predict_images(
         device, dtype: what to compute on and with.
         batch_size: images at once; 0: `BATCH_SIZE`, or one when there is only one.
     """
-    captioner = Captioner.from_config(cfg, device=device, dtype=dtype)
-    for question in asked:
-        captioner.check(question.asks)
+    check_answerable(cfg, [ask for question in asked for ask in question.asks])
+    captioner = Captioner(make_engine(cfg, device), cfg, pick_dtype(dtype, torch.device(device)))
     size = batch_size or min(BATCH_SIZE, len(asked))
-    with Writer(outputs, captioner.categories, len(asked)) as writer:
+    own = {Path(question.image).resolve() for question in asked if isinstance(question.image, str)}
+    with Writer(outputs, captioner.categories, len(asked), own) as writer:
         for result in captioner.batch(writer.handed_out(asked), batch_size=size, on_error=writer.skip):
             writer.write(result)
     return writer.exit_code
+
+
+def check_answerable(cfg: Any, asks: Sequence[Ask]) -> None:
+    """Raise UsageError when the configured system takes no such questions; before anything is loaded."""
+    takes = find_system(cfg.MODEL.NAME).takes(cfg)
+    for ask in asks:
+        for kind in [ask.kind] + (["prompt"] if ask.prompt is not None else []):
+            if kind not in takes:
+                raise UsageError(
+                    f"This system takes no {kind}.",
+                    where=f"--{kind}",
+                    value=cfg.MODEL.NAME,
+                    allowed=", ".join(f"--{kind}" for kind in sorted(takes)) or "no prompts: it describes all it finds",
+                    fix=f"leave out --{kind}",
+                )
 
 
 @dataclass(slots=True)
 class Writer(AbstractContextManager):
     """Writes results in the order of the questions: the line first, then the picture, drawn beside the next images.
 
-    Memory does not grow with the number of images: a few pictures are ahead at most, and the page keeps small ones.
+    Memory does not grow with the number of images: a few pictures are ahead at most, and the page keeps figures.
 
     Attributes:
+        images: files that are read, and never written over.
         skipped: (image, why) of those that could not be read.
     """
 
     outputs: Outputs
     categories: Sequence[Category]
     total: int
+    images: Set[Path] = frozenset()
     skipped: list[tuple[str, LocapError]] = field(default_factory=list)
     _pending: deque[Question] = field(default_factory=deque)
     _drawing: deque[Future] = field(default_factory=deque)
     _taken: set[str] = field(default_factory=set)
-    _page: list[Result] = field(default_factory=list)
+    _figures: list[str] = field(default_factory=list)
     _written: int = 0
     _file: Any = None
     _pool: ThreadPoolExecutor | None = None
@@ -252,10 +272,10 @@ class Writer(AbstractContextManager):
         stem = self._unused(self.outputs.name or Path(question.name).stem)
         if self.outputs.pictures:
             self._draw(result, self.outputs.folder / f"{stem}.png")
-        if self.outputs.page and len(self._page) < MOST_ON_PAGE:
-            self._page.append(result)
+        if self.outputs.page and len(self._figures) < MOST_ON_PAGE:
+            self._figures.append(result_figure(result))
         if self.total <= MOST_TABLES:
-            print_record(result.record, self.categories, Console(), [str(ask) for ask in result.asks])
+            result.print(Console())
         self._written += 1
         self._bar.advance()
 
@@ -264,6 +284,10 @@ class Writer(AbstractContextManager):
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8")
+            self._write_line(header(self.categories, {}))
+        self._write_line(line)
+
+    def _write_line(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -277,17 +301,16 @@ class Writer(AbstractContextManager):
             self._drawing.popleft().result()
 
     def _unused(self, stem: str) -> str:
-        """Return the stem, with a number where it is taken already, and take it."""
-        numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        chosen = next(one for one in itertools.chain([stem], numbered) if one not in self._taken)
+        """Return the stem, with a number where it is taken or its picture would be one of the images, and take it."""
+        for chosen in itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2))):
+            if chosen not in self._taken and (self.outputs.folder / f"{chosen}.png").resolve() not in self.images:
+                break
         self._taken.add(chosen)
         return chosen
 
     def _finish(self) -> None:
-        if self._page:
-            from .html_page import result_page
-
-            write_text(self.outputs.folder / "index.html", result_page(self._page, "locap: predictions"))
+        if self._figures:
+            write_text(self.outputs.folder / "index.html", figures_page(self._figures, "locap: predictions"))
         if self._written:
             pictures = f", pictures in {self.outputs.folder}" if self.outputs.pictures else ""
             _log.info("written: %s (%d images)%s", self.path, self._written, pictures)

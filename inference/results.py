@@ -17,6 +17,7 @@ from ..utils.errors import MissingDependencyError
 from ..utils.files import atomic_path
 from .asks import Ask
 from .drawing import region_masks
+from .html_page import result_page
 from .visualise import draw_record, print_record
 
 
@@ -134,8 +135,6 @@ class Result:
 
     def to_html(self, *, title: str = "locap") -> str:
         """Return a page that needs nothing else, in which caption and region find each other."""
-        from .html_page import result_page
-
         return result_page([self], title)
 
     def _repr_png_(self) -> bytes:

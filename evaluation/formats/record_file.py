@@ -12,12 +12,19 @@ from .form import PredictionForm, Truth, TruthForm, get
 
 def recognises(document: Any) -> bool:
     """Return whether the document says so itself."""
-    return isinstance(document, dict) and document.get("format") == FORMAT
+    return _whole(document).get("format") == FORMAT
+
+
+def _whole(document: Any) -> dict[str, Any]:
+    """Return one object of JSON lines, the first of which says what the others are; other documents as they are."""
+    if isinstance(document, list) and document and isinstance(document[0], dict) and "format" in document[0]:
+        return {**document[0], "records": document[1:]}
+    return document if isinstance(document, dict) else {}
 
 
 def read_truth(path: Path, document: Any, folder: Path | None) -> Truth:
     """Read ground truth; paths of id maps and soft masks are taken from the folder, by default the file's."""
-    records, categories, _ = records_from_json(document, where=shown(path))
+    records, categories, _ = records_from_json(_whole(document), where=shown(path))
     for record in records:
         _resolve_files(record, folder or path.parent)
     return records, categories
@@ -30,7 +37,7 @@ def read_predictions(path: Path, document: Any, truth: list[Record], folder: Pat
 
 def read_meta(path: Path, document: Any) -> dict[str, Any]:
     """Return what was written beside the records: ``decoding`` (an object) and ``seed`` are looked at."""
-    meta, where = document.get("meta", {}), f"{shown(path)}: meta"
+    meta, where = _whole(document).get("meta", {}), f"{shown(path)}: meta"
     for name, kind in (("decoding", dict), ("seed", int)):
         if meta.get(name) is not None:
             get(meta, name, (kind,), where)

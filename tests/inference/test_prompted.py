@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from locap import entry
 from locap.datasets.batches import IMAGE_POINT, Batch, PromptTargets
 from locap.datasets.prepare.shapes_vocabulary import FOLDER
-from locap.datasets.records import Narrative, Record, Region, TimedWord, encode_mask, read_records
+from locap.datasets.records import Narrative, Record, Region, TimedWord, encode_mask, read_records, record_from_json
 from locap.datasets.tasks import EVAL_INSTRUCTIONS
 from locap.datasets.transforms.prompt_mapper import PromptEvalMapper
-from locap.inference import single_image
+from locap.inference import prediction_run
 from locap.inference.asks import Ask, make_asks
 from locap.inference.captioner import Captioner
 from locap.inference.engines import TASKS, PromptEngine
@@ -208,8 +209,14 @@ def test_a_narrative_is_printed_without_an_empty_table():
 def prompted(monkeypatch) -> Stub:
     """The command line with a stub in place of a trained system."""
     model = Stub()
-    monkeypatch.setattr(single_image, "make_engine", lambda *_: engine_of(model))
+    monkeypatch.setattr(prediction_run, "make_engine", lambda *_: engine_of(model))
     return model
+
+
+def predicted(folder: Path) -> Record:
+    """Return the record of the only image."""
+    _, line = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return record_from_json(json.loads(line))
 
 
 def run(*words: object) -> int:
@@ -221,9 +228,11 @@ def test_the_command_line_keeps_the_order_of_its_prompts(prompted: Stub, tmp_pat
         Image.fromarray(PHOTO).save(tmp_path / name)
     prompts = ["--text", "sky", "--box", 0, 0, 80, 60, "--point", 1.5, 2, "--box", 1, 1, 2, 2]
     images = ["--image", tmp_path / "a.png", tmp_path / "b.png"]
-    assert run(*images, *prompts, "--output", tmp_path / "out") == 0
-    for name in ("a", "b"):
-        [record], _, _ = read_records(tmp_path / "out" / f"{name}.json")
+    assert run(*images, *prompts, "--output", tmp_path / "out", "--batch-size", 1) == 0
+    _, *lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    for name, line in zip(("a", "b"), lines, strict=True):
+        record = record_from_json(json.loads(line))
+        assert record.image == str(tmp_path / f"{name}.png")
         assert [region.box_xyxy for region in record.regions] == [(0, 0, 40, 60), (0, 0, 80, 60), None, (1, 1, 2, 2)]
         assert record.regions[0].expressions == ("sky",)
         assert record.regions[2].points == ((1.5, 2.0),)
@@ -271,12 +280,13 @@ def test_a_real_system_is_asked(untrained: Path, tmp_path: Path, capsys):
     line = ["predict", "--model", str(untrained), "--image", str(tmp_path / "a.png"), "--output", str(tmp_path)]
     asked = ["--text", "the red circle", "--box", "10", "5", "50.5", "60", "--point", "79.5", "0"]
     assert entry.main([*line, *asked]) == 0, capsys.readouterr().err
-    [record], _, _ = read_records(tmp_path / "a.json")
+    record = predicted(tmp_path)
     assert [len(region.captions) for region in record.regions] == [0, 1, 1]
     assert record.regions[0].mask["size"] == [60, 80]
+    assert Image.open(tmp_path / "a.png").size == (80, 60), "the photograph itself is not written over"
     assert [region.box_xyxy for region in record.regions[1:]] == [(10, 5, 50.5, 60), None]
     assert entry.main(line) == 0, capsys.readouterr().err
-    [record], _, _ = read_records(tmp_path / "a.json")
+    record = predicted(tmp_path)
     assert len(record.regions) == 3
     assert record.narratives[0].caption
     assert len(record.narratives[0].words) == len(record.narratives[0].traces) > 0
@@ -291,7 +301,7 @@ def test_the_thinnest_images_are_asked(untrained: Path, tmp_path: Path, capsys, 
     assert entry.main([*line, "--text", "the red circle", "--box", *box, "--point", "0.5", "0.5"]) == 0, (
         capsys.readouterr()
     )
-    [record], _, _ = read_records(tmp_path / "a.json")
+    record = predicted(tmp_path)
     assert (record.width, record.height) == size
     assert [len(region.captions) for region in record.regions] == [0, 1, 1]
     assert entry.main(line) == 0, capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from locap.datasets.records import read_records
+from locap.datasets.records import read_records, record_from_json, records_from_json
 from locap.datasets.shapes import CATEGORIES
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.utils.config import load_config
@@ -144,7 +144,7 @@ def test_training_that_diverges_stops_with_its_own_code(tiny, locap, tmp_path):
 
 
 def test_a_defect_is_told_apart_from_a_mistake(tiny, locap, monkeypatch, tmp_path):
-    monkeypatch.setattr("locap.inference.single_image.predict_images", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("locap.inference.prediction_run.predict_images", lambda *_, **__: 1 / 0)
     result = locap("predict", "--conf_files", QUICKSTART, "--overrides", *tiny())
     assert result.code == 70
     assert "ZeroDivisionError" in result.err
@@ -202,9 +202,18 @@ def test_a_saved_configuration_given_back_is_the_same(trained, locap, tmp_path):
     assert load_config([again], model_schemas=MODEL_SCHEMAS).BASENAME == "quickstart"
 
 
+def read_lines(path: Path):
+    """Return the records of a run of predictions by the stem of their picture, and the categories."""
+    header, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    _, categories, _ = records_from_json({**header, "records": []}, where=path.name)
+    records = [record_from_json(line) for line in lines]
+    return {Path(record.image or "densemask").stem: record for record in records}, categories
+
+
 def checked_prediction(folder: Path, name: str, size: tuple[int, int]):
     """Return the record that was written, after a look at the picture beside it."""
-    (record,), categories, _ = read_records(folder / f"{name}.json")
+    records, categories = read_lines(next(folder.glob("*.jsonl")))
+    record = records[name]
     assert (record.width, record.height) == size
     assert [category.name for category in categories] == [category.name for category in CATEGORIES]
     ids = record.read_id_map()
@@ -253,7 +262,7 @@ def test_any_kind_of_image_is_segmented_and_described(trained, locap, photo, tmp
     sizes = save_variants(photo, images)
     result = locap("predict", "--model", trained.folder, "--image", *sorted(images.iterdir()), "--output", out)
     assert result.code == 0, result.err
-    assert sorted(path.name for path in out.iterdir()) == sorted(f"{n}.{s}" for n in sizes for s in ("json", "png"))
+    assert sorted(path.name for path in out.iterdir()) == sorted(["predictions.jsonl", *(f"{n}.png" for n in sizes)])
     records = {name: checked_prediction(out, name, size) for name, size in sizes.items()}
     assert sum(len(record.regions) for record in records.values()) >= len(records)
     assert any(region.captions and region.captions[0] for region in records["plain"].regions)
@@ -271,8 +280,9 @@ def test_the_thinnest_images_are_described(trained, locap, photo, tmp_path):
         photo.resize(size).save(images / f"{name}.png")
     result = locap("predict", "--model", trained.folder, "--image", *sorted(images.iterdir()), "--output", out)
     assert result.code == 0, result.err
+    records, _ = read_lines(out / "predictions.jsonl")
     for name, size in sizes.items():
-        (record,), _, _ = read_records(out / f"{name}.json")
+        record = records[name]
         assert (record.width, record.height) == size
         assert record.read_id_map().shape == size[::-1]
 
@@ -283,7 +293,8 @@ def test_files_of_one_name_do_not_replace_each_other(trained, locap, photo, tmp_
         photo.save(tmp_path / folder / "x.png")
     images = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
     assert locap("predict", "--model", trained.folder, "--image", *images, "--output", tmp_path / "out").code == 0
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == ["x.json", "x_2.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["x.png", "x_2.png"]
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1 + len(images)
 
 
 @pytest.mark.fault("E1")
@@ -304,4 +315,4 @@ def test_the_original_single_image_script(trained, start, python, tmp_path):
     assert done.code == 0, done.err
     record = checked_prediction(tmp_path / "output", "densemask", (64, 64))
     assert f"{len(record.regions)} regions" in done.out
-    assert "densemask.png" in done.err
+    assert "densemask.jsonl" in done.err
