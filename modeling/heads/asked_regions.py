@@ -62,7 +62,7 @@ class QueryChooser:
             fits = self._box_overlaps(self._scaled(region.box_xyxy))
         else:
             fits = self._covers(self._scaled(region.points[0]))
-        best = int((fits * self.likely).argmax())
+        best = int((fits * self.likely.sqrt()).argmax())
         return Choice(best, float(fits[best])) if fits[best] > LEAST_OVERLAP else None
 
     def _scaled(self, corners: Sequence[float]) -> Tensor:
