@@ -21,7 +21,7 @@ from ..datasets.batches import Batch
 from ..datasets.records import Category, Record, Region
 from ..utils.errors import NumericError
 from ..utils.tokenizers import CaptionTokenizer
-from .heads.asked_regions import choose_queries, found_regions
+from .heads.asked_regions import Likeness, choose_queries, found_regions
 from .heads.dense import DenseHead
 from .heads.panoptic import PanopticThresholds
 from .heads.results import record_of
@@ -40,7 +40,7 @@ from .region_encoders.image_queries import ImageQueries, split_images
 from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPrediction
 from .region_encoders.region_tokens import RegionTokens
 from .text_decoders.bert_captioner import BertCaptioner
-from .text_decoders.captions import Caption, CaptionSearch, write_captions
+from .text_decoders.captions import Caption, CaptionSearch, caption_scores, write_captions
 from .text_decoders.generation import WatchRegions, watch_words
 from .text_encoders.class_texts import ClassTexts
 from .text_encoders.clip_text import ClipTextEncoder
@@ -317,8 +317,8 @@ class Pix2Cap(nn.Module):
         """Describe the regions that are asked about, and find phrases, though nothing was learnt from prompts.
 
         What has a mask, box or point is what the object query sees whose mask fits best (`QueryChooser`), and is
-        described, all of all images in one search. An expression is what the query sees that is most like it, as
-        classes are told (X-Decoder); it gets no caption.
+        described, all of all images in one search. An expression is what the query sees whose class it names; where it
+        names none, the query that the captioner would most readily say it of. It gets no caption.
 
         Args:
             seen: the images.
@@ -338,10 +338,14 @@ class Pix2Cap(nn.Module):
         rows = zip(seen, asked, choices, captions, strict=True)
         return [found_regions(image, regions, row, self.categories, texts) for image, regions, row, texts in rows]
 
-    def _likeness(self, image: SeenImage, phrases: Sequence[str]) -> Tensor:
-        """Return logits of phrases and of the background for every object query, float32 (Q, N + 1)."""
-        texts = self.class_texts.phrases(self.lang_encoder, phrases)
-        return self.decoder.classifier(image.objects.hidden[None], texts, self.lang_encoder.logit_scale)[0].float()
+    def _likeness(self, image: SeenImage, phrase: str) -> Likeness:
+        """Return how much a phrase is like each object query: as its class, or else as what would be said about it."""
+        if (name := phrase.lower()) in (names := [name.lower() for name in self.class_texts.names[:-1]]):
+            logits, label = image.object_logits, names.index(name)
+            return Likeness(logits[:, label], logits.softmax(-1)[:, label])
+        queries = torch.arange(self.num_objects, device=image.objects.hidden.device)
+        scores = caption_scores(self.captioner, self._read_regions(image.objects, queries), phrase, self.tokenizer)
+        return Likeness(scores, scores.exp())
 
     def _describe(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,13 @@ from .seen_images import SeenImage
 
 GRID = 256
 LEAST_OVERLAP = 0.01  # below it nothing was found
+
+
+class Likeness(NamedTuple):
+    """How much a phrase is like each query: logarithms to compare, and scores from 0 to 1; (Q,) each."""
+
+    ranks: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class QueryChooser:
             fits = self._box_overlaps(self._scaled(region.box_xyxy))
         else:
             fits = self._covers(self._scaled(region.points[0]))
-        best = int((fits * self.likely).argmax())
+        best = int((fits * self.likely.sqrt()).argmax())
         return Choice(best, float(fits[best])) if fits[best] > LEAST_OVERLAP else None
 
     def _scaled(self, corners: Sequence[float]) -> Tensor:
@@ -91,34 +99,29 @@ class QueryChooser:
         x, y = point.long().tolist()
         return self.soft[:, min(y, h - 1), min(x, w - 1)]
 
-    def locate(self, logits: Tensor) -> list[Choice]:
-        """Return the query of each phrase, among those with a mask.
-
-        Args:
-            logits: (Q, N + 1), likeness to N phrases and to the background, times the classifier's scale.
-        """
-        scores = (logits[:, :-1] - logits[:, -1:]).sigmoid()
-        empty = (self.boxes == 0).all(1)
-        best = logits[:, :-1].masked_fill(empty[:, None], float("-inf")).argmax(0).tolist()
-        return [Choice(query, 1.0, float(scores[query, column])) for column, query in enumerate(best)]
+    def locate(self, likeness: Likeness) -> Choice:
+        """Return the query that a phrase means, among those with a mask."""
+        ranks = likeness.ranks + self.likely.clamp(min=1e-6).sqrt().log()
+        best = int(ranks.masked_fill((self.boxes == 0).all(1), float("-inf")).argmax())
+        return Choice(best, 1.0, float(likeness.scores[best]))
 
 
 def choose_queries(
-    seen: SeenImage, regions: Sequence[Region], likeness: Callable[[list[str]], Tensor]
+    seen: SeenImage, regions: Sequence[Region], likeness: Callable[[str], Likeness]
 ) -> list[Choice | None]:
     """Return the query of each region of an image; None where nothing fits.
 
     Args:
         seen: the image.
         regions: with an expression, a mask, a box or a point, pixels of the output.
-        likeness: expressions -> logits, see `QueryChooser.locate`.
+        likeness: of an expression with each query.
     """
     if not regions:
         return []
     choose = QueryChooser(seen)
-    phrases = [region.expressions[0] for region in regions if region.expressions]
-    found = iter(choose.locate(likeness(phrases)) if phrases else ())
-    return [next(found) if region.expressions else choose(region) for region in regions]
+    return [
+        choose.locate(likeness(region.expressions[0])) if region.expressions else choose(region) for region in regions
+    ]
 
 
 def found_regions(

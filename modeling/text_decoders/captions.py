@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...utils.tokenizers import CaptionTokenizer
@@ -57,3 +58,21 @@ def write_captions(
     found = search_texts(captioner if search.use_cache else Recomputed(captioner), region_tokens, options, watch)
     rows = zip(found.tokens.tolist(), found.scores.tolist(), strict=True)
     return [Caption(tokenizer.decode(row[1:]), score) for row, score in rows]
+
+
+def caption_scores(captioner: BertCaptioner, region_tokens: Tensor, text: str, tokenizer: CaptionTokenizer) -> Tensor:
+    """Return how readily a text begins what is said about each region: its mean log-probability per word piece.
+
+    Args:
+        captioner, tokenizer: as `write_captions`.
+        region_tokens: (R, M, region_dim).
+        text: what might be said.
+
+    Returns:
+        float32 (R,).
+    """
+    words = torch.tensor(tokenizer.encode(text)[:-1], device=region_tokens.device).expand(len(region_tokens), -1)
+    if words.shape[1] < 2:
+        return region_tokens.new_zeros(len(region_tokens), dtype=torch.float32)
+    states = captioner(region_tokens, words[:, :-1])
+    return captioner.logits(states).float().log_softmax(-1).gather(2, words[:, 1:, None]).mean((1, 2))

@@ -190,12 +190,6 @@ class ClassTexts:
             self._table = rows, mean / mean.norm(dim=-1, keepdim=True)
         return self._table[1]
 
-    @torch.no_grad()
-    def phrases(self, encoder: ClipTextEncoder, phrases: Sequence[str]) -> Tensor:
-        """Return phrases as `ensemble` makes classes of their names, then the background: (N + 1, P)."""
-        rows = self._encode(encoder, list(phrases)).view(len(phrases), len(self.templates), -1).mean(1)
-        return torch.cat((rows / rows.norm(dim=-1, keepdim=True), self.ensemble(encoder)[-1:]))
-
     def forget(self) -> None:
         """Look at all of the encoder's weights before the next use, even if PyTorch recorded no write to them."""
         self._weights = None
