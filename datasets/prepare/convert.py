@@ -15,18 +15,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from ...utils.errors import UsageError
-from ...utils.files import atomic_path
-from ...utils.untrusted import require_file, shown
-from ..reader import Reader
-from ..readers import SHAPES_SPLITS, names_file, open_dataset
-from ..readers.own_files import FORMS, guess_form, open_file, place_of
-from ..records import Record
-from ..shapes import Shapes
-from ..writers import WRITERS, Naming, Writer, kept
+from ..forms import FORMS
+
+if TYPE_CHECKING:  # what is imported with a command line must be light
+    from ..reader import Reader
+    from ..records import Record
+    from ..writers import Writer
 
 IMAGES = "images"
 
@@ -37,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="a file, a folder of LabelMe's files, or the name of a data set"
     )
-    parser.add_argument("--to", required=True, choices=sorted(WRITERS), metavar="FORMAT", help=forms)
+    parser.add_argument("--to", required=True, choices=sorted(FORMS), metavar="FORMAT", help=forms)
     parser.add_argument("--output", required=True, metavar="PATH", help="a new file; of labelme a new folder")
     parser.add_argument("--from", dest="form", choices=sorted(FORMS), metavar="FORMAT", help="default: by the content")
     parser.add_argument("--images", metavar="FOLDER", help="of SOURCE; default: beside it, or in images/ there")
@@ -53,7 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: the output is there already, or is not named as its format is.
         DataError: the source is wrong.
     """
+    from ...utils.untrusted import shown
+    from ..writers import WRITERS
+
     output, writer = Path(arguments.output).expanduser(), WRITERS[arguments.to]
+    if arguments.count is not None and arguments.count < 1:
+        raise UsageError("There is nothing to convert.", where="--count", value=arguments.count, allowed="1 or more")
     check_output(output, arguments.to)
     reader = open_source(arguments)
     total = min(len(reader), arguments.count or len(reader))
@@ -69,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_output(output: Path, form: str) -> None:
     """Raise UsageError when there is something already, or the name has another ending than the format."""
+    from ...utils.untrusted import shown
+    from ..writers import WRITERS
+
     suffix = WRITERS[form].suffix
     if suffix and output.suffix != suffix:
         fix = f"--output {shown(output.with_suffix(suffix))}"
@@ -85,6 +90,11 @@ def check_output(output: Path, form: str) -> None:
 
 def open_source(arguments: argparse.Namespace) -> Reader:
     """Open what is to be converted; says which format a file was taken for."""
+    from ...utils.untrusted import require_file, shown
+    from ..readers import SHAPES_SPLITS, names_file, open_dataset
+    from ..readers.own_files import guess_form, open_file, place_of
+    from ..shapes import Shapes
+
     name, root = arguments.source, arguments.root
     if name in SHAPES_SPLITS:
         return Shapes(arguments.count or 100, split=SHAPES_SPLITS[name])
@@ -115,6 +125,8 @@ def convert(reader: Reader, output: Path, writer: Writer, count: int, images: Pa
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..writers import Naming, kept
+
     left_out: Counter[str] = Counter()
     naming = Naming(image_folders(reader, count), numbers=writer.numbers, copied=images is not None)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
@@ -144,6 +156,10 @@ def image_folders(reader: Reader, count: int) -> list[Path]:
 
 def copy_image(record: Record, path: Path) -> None:
     """Copy an image, or write its pixels as PNG where it is no file; one of the same size is there already."""
+    from PIL import Image
+
+    from ...utils.files import atomic_path
+
     if isinstance(record.image, str) and Path(record.image).is_file():
         if not (path.is_file() and path.stat().st_size == Path(record.image).stat().st_size):
             with atomic_path(path) as temporary:

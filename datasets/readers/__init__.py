@@ -78,7 +78,7 @@ DATASETS: Mapping[str, Source] = {
 
 
 def categories_of(names: Sequence[str], root: str | Path | None = None) -> tuple[Category, ...]:
-    """Return the categories of named data sets, without their files; of shards and one's own files what they tell.
+    """Return the categories of named data sets, without their files; of shards and of own files what they tell.
 
     Raises:
         UsageError: unknown name.

@@ -23,7 +23,7 @@ from ...utils.untrusted import compressed_rle, each_object, get, read_json, show
 from ..categories import things_first
 from ..coco_geometry import box_fields, read_box_xywh, read_segmentation, watch_boxes
 from ..records import Category, Record, Region
-from .packed import OBJECT, ImageFinder, PackedReader, coco_names
+from .packed import OBJECT, OWN_FIX, ImageFinder, PackedReader, coco_names
 from .visual_genome import size_of
 
 
@@ -46,7 +46,7 @@ class CocoInstancesReader(PackedReader):
         self.annotations, self._file = Path(annotations), shown(annotations)
         document = read_json(annotations) if document is None else document
         self.categories, self._named = read_categories(document, self._file)
-        self._images = ImageFinder(images, self._file)
+        self._images = ImageFinder(images, self._file, OWN_FIX)
         self.image_folders = self._images.folders
         self.unmasked: list[tuple[int | str, int]] = []
         entries = watch_boxes(self._entries(document), _boxes, self._file)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ...utils.untrusted import decode_png_mask, each_object, get, read_json, sho
 from ..coco_geometry import read_segmentation
 from ..records import Category, Record, Region, Rle, decode_mask, encode_mask
 from .coco_instances import find_image
-from .packed import ImageFinder, PackedReader
+from .packed import OWN_FIX, ImageFinder, PackedReader
 
 logger = logging.getLogger(__name__)
 NOT_REGIONS = ("line", "linestrip")  # of LabelMe's shapes
@@ -43,7 +44,7 @@ class LabelMeReader(PackedReader):
 
     def __init__(self, annotations: str | Path, images: str | Path | Sequence[str | Path]) -> None:
         self.annotations, self._file = Path(annotations), shown(annotations)
-        self._images = ImageFinder(images, self._file)
+        self._images = ImageFinder(images, self._file, OWN_FIX)
         self.image_folders = self._images.folders
         self.unmasked: list[tuple[str, int]] = []
         self.skipped: dict[str, int] = {}
@@ -59,7 +60,8 @@ class LabelMeReader(PackedReader):
     def _entries(self, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for file in files:
             body, where = read_json(file), shown(file)
-            name = get(body, "imagePath", (str,), where).replace("\\", "/")
+            # paths that climb to a folder beside this one are usual; the folders that are looked in have it below them
+            name = re.sub(r"^(\.\./)+", "", get(body, "imagePath", (str,), where).replace("\\", "/"))
             size = get(body, "imageHeight", (int,), where), get(body, "imageWidth", (int,), where)
             if min(size) <= 0:
                 raise DataError("An image has no size.", where=where, value=f"{size[1]} x {size[0]}")
@@ -78,8 +80,8 @@ class LabelMeReader(PackedReader):
                 continue
             region = {"id": len(regions) + 1, "label": get(shape, "label", (str,), place)}
             region |= _geometry(shape, kind, size, place)
-            if text := (get(shape, "description", (str,), place) if shape.get("description") else "").strip():
-                region["caption"] = text
+            text = get(shape, "description", (str,), place) if shape.get("description") else ""
+            region |= {"caption": text} if text.strip() else {}
             group = shape.get("group_id")
             known = groups.setdefault((region["label"], group), region) if group is not None else region
             if known is region:

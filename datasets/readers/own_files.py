@@ -8,6 +8,7 @@ from typing import Any
 
 from ...utils.errors import DataError, UsageError
 from ...utils.untrusted import iterate_json_lines, read_json, resolve_under, shown
+from ..forms import FORMS
 from ..records import FORMAT
 from .coco_instances import CocoInstancesReader
 from .coco_panoptic import CocoPanopticReader
@@ -20,15 +21,6 @@ from .visual_genome import VisualGenomeReader
 
 OwnReader = PackedReader | RecordLinesReader
 SUFFIXES = (".json", ".jsonl")
-FORMS = {  # name: what it is
-    "jsonl": "locap's records, one per line",
-    "records": "locap's records, one JSON object",
-    "coco": "COCO-style annotations with bbox or segmentation, and captions",
-    "panoptic": "COCO panoptic, with a folder of PNGs",
-    "pix2cap": "COCO panoptic with a description in every segment",
-    "vg": "Visual Genome's region_descriptions.json, with image_data.json beside it",
-    "labelme": "a folder of LabelMe's files",
-}
 
 
 def names_file(name: str, root: str | Path | None = None) -> bool:

@@ -17,6 +17,9 @@ from ...utils.untrusted import resolve_under, shown
 from ..records import Category, Record
 
 FIX = "download and unpack the data set completely, or point DETECTRON2_DATASETS to the folder that holds it"
+OWN_FIX = (
+    "put the images beside the file or in images/ there, or name their folder: DATASETS.ROOT; data convert: --images"
+)
 OBJECT = Category(1, "object")  # the one class of data sets whose regions have texts instead
 
 
@@ -65,17 +68,18 @@ class ImageFinder:
     Args:
         folders: searched in this order.
         where: the file that names the images, for messages.
+        fix: what mends it when images are missing.
     """
 
-    def __init__(self, folders: str | Path | Sequence[str | Path], where: str) -> None:
+    def __init__(self, folders: str | Path | Sequence[str | Path], where: str, fix: str = FIX) -> None:
         self.folders = [Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
-        self.where = where
+        self.where, self.fix = where, fix
         self._missing: list[str] = []
         self._listings: dict[str, frozenset[str]] = {}
         self._asked = 0
         if not any(folder.is_dir() for folder in self.folders):
             tried = ", ".join(shown(folder.absolute()) for folder in self.folders)
-            raise DataError("The folder of the images does not exist.", where=tried, fix=FIX)
+            raise DataError("The folder of the images does not exist.", where=tried, fix=fix)
 
     def find(self, names: Sequence[str]) -> str:
         """Return what `path` needs of the first name that exists; "" if none does, see `require_found`."""
@@ -96,7 +100,7 @@ class ImageFinder:
                 f"{len(self._missing)} of {self._asked} images named by the file are not there.",
                 where=f"{' or '.join(shown(folder) for folder in self.folders)} (from {self.where})",
                 value=", ".join(self._missing[:3]) + (", …" if len(self._missing) > 3 else ""),
-                fix=FIX,
+                fix=self.fix,
             )
 
     def path(self, found: str) -> str:

@@ -16,7 +16,7 @@ from ...utils.errors import DataError
 from ...utils.untrusted import iterate_json_lines, parse_json, read_json, resolve_under, shown
 from ..records import FORMAT, Category, Record, record_from_json, record_to_json, records_from_json
 from .coco_instances import find_image
-from .packed import OBJECT, ImageFinder, PackedReader
+from .packed import OBJECT, OWN_FIX, ImageFinder, PackedReader
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -30,7 +30,7 @@ class _Records:
 
     def _prepare(self, file: Path, images: Folders) -> None:
         self.annotations, self._file = file, shown(file)
-        self._images = ImageFinder(images, self._file)
+        self._images = ImageFinder(images, self._file, OWN_FIX)
         self.image_folders = self._images.folders
         self.unmasked: list[tuple[int | str, int]] = []
         self._seen: set[int | str] = set()
