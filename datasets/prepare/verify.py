@@ -52,7 +52,7 @@ def is_present(owner: str, root: Path) -> tuple[int, int]:
     """Return how many of a set's files and folders are there, and how many there should be; nothing is opened."""
     described = CATALOGUE[owner]
     there = [_find(part, root) is not None for part in described.parts]
-    there += [all(_annotations_there(name, root)) for name in described.records]
+    there += [_annotations_of(name, root) is not None for name in described.records]
     return sum(there), len(there)
 
 
@@ -84,9 +84,14 @@ def _find(part: Part, root: Path) -> Path | None:
     return next((path for path in tried if path.exists()), None)
 
 
-def _annotations_there(name: str, root: Path) -> Iterator[bool]:
+def _annotations_of(name: str, root: Path) -> Path | None:
+    """Return the first annotation file of a layout that is completely there."""
     layouts = TEXT_DATASETS[name].files if name in TEXT_DATASETS else ((DATASETS[name].annotations,),)
-    yield any(all((base / file).is_file() for file in layout) for layout in layouts for base in (root / "coco", root))
+    for base in (root / "coco", root):
+        for layout in layouts:
+            if all((base / file).is_file() for file in layout):
+                return base / layout[0]
+    return None
 
 
 def _verify_part(part: Part, root: Path, deep: bool, sums: dict[str, str]) -> Finding:
@@ -124,11 +129,11 @@ def _verify_records(name: str, expected: int | None, root: Path, deep: bool, sum
     try:
         reader = open_dataset(name, root)
     except DataError as err:
-        status = BROKEN if any(_annotations_there(name, root)) else MISSING
+        status = MISSING if _annotations_of(name, root) is None else BROKEN
         return Finding(name, status, None, expected, _one_line(err))
     found = len(reader) + len(getattr(reader, "dropped_images", ()))
     status = OK if expected in (None, found) else COUNT
-    result = Finding(name, status, found, expected, str(root.absolute()))
+    result = Finding(name, status, found, expected, str(_annotations_of(name, root).absolute()))
     if not deep:
         return result
     with ThreadPoolExecutor(os.cpu_count()) as pool:
