@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..inference.config_arguments import add_config_arguments, read_config
 from ..utils.errors import DataError, MissingDependencyError, UsageError
+from ..utils.logging import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +138,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
         raise UsageError("These data sets are drawn; they have no files.", value=names)
     chosen = find_sets(names) if names else {name: None for name in CATALOGUE if is_present(name, root)[0]}
     sums = read_checksums(root) if arguments.deep else {}
-    findings = [f for owner, of in chosen.items() for f in verify(owner, of, root, deep=arguments.deep, sums=sums)]
+    findings = []
+    with terminal().status("reading") as status:  # shown on a terminal only
+        for owner, of in chosen.items():
+            status.update(f"reading {owner}")
+            findings += verify(owner, of, root, deep=arguments.deep, sums=sums)
     _show(findings, root)
     if arguments.deep and not sums:
         _say(f"no checksums were compared: {root / NAME} is not there (data verify --write-checksums makes it)")
@@ -229,8 +234,6 @@ def _ask(yes: bool) -> None:
 @contextlib.contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from ..utils.logging import terminal
 
     console = terminal()
     if not console.is_terminal:

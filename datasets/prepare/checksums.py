@@ -70,6 +70,15 @@ def _counted(path: Path, advance: Advance) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (folder != str(root) or n not in _LEFT_OUT))
+    """Yield files; folders may be links to other disks, each is entered once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".")
+            and not (name in _LEFT_OUT and folder == str(root))
+            and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
         yield from (Path(folder) / name for name in names if not name.startswith("."))

@@ -101,6 +101,10 @@ def carry_out(
                 _carry_out(step, keep_archives, any_http, watch)
         except (MissingDependencyError, DataError) as err:
             raise _with_instructions(err, steps[number:]) from err
+        except OSError as err:
+            what = f"The files cannot be written: {err.strerror or err}."
+            fix = "free disk space, or choose another folder with --root; then run the command again"
+            raise MissingDependencyError(what, where=str(step.root.absolute()), fix=fix) from err
 
 
 def _carry_out(step: Step, keep_archives: bool, any_http: bool, watch: Watch) -> None:

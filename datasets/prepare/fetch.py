@@ -139,7 +139,8 @@ def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, size: 
     have = _length(part)
     if have and size is not None and have >= size:
         return  # complete, or too long, as the check will find
-    request = urllib.request.Request(url, headers={"User-Agent": "locap", "Accept-Encoding": "identity"})  # noqa: S310
+    headers = {"User-Agent": "locap", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked
     if have:
         request.add_header("Range", f"bytes={have}-")
         if _tag(part).is_file():
