@@ -217,9 +217,10 @@ def _announce(steps: Sequence[Any], root: Path) -> None:
     for owner in dict.fromkeys(step.owner for step in steps):
         _say(f"licence of {owner}: {CATALOGUE[owner].licence}")
     unknown = sum(not step.download.size for step in steps)
-    more = f" and {unknown} files whose size is not published" if unknown else ""
-    needed = human(sum(step.needed for step in steps))
-    _say(f"into {root.absolute()}: {needed} with what is unpacked{more}; {human(free_bytes(root))} are free")
+    known = sum(step.needed for step in steps)
+    parts = [f"{human(known)} with what is unpacked"] if known else []
+    parts += [f"{unknown} file(s) whose size is not published"] if unknown else []
+    _say(f"into {root.absolute()}: {' and '.join(parts)}; {human(free_bytes(root))} are free")
 
 
 def _ask(yes: bool) -> None:
@@ -232,18 +233,22 @@ def _ask(yes: bool) -> None:
 
 
 @contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(title: str, total: int) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Show progress, speed and time left on a terminal, else a line; yields what is told more bytes, and the length."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = terminal()
     if not console.is_terminal:
         _say(title)
-        yield lambda count: None
+        yield (lambda count: None), (lambda total: None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(title, total=total or None)
-        yield lambda count: progress.update(task, advance=count)
+        yield (
+            (lambda count: progress.update(task, advance=count)),
+            (lambda length: progress.update(task, total=length or None)),
+        )
 
 
 def _show(findings: Sequence[Finding], root: Path) -> None:

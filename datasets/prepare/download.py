@@ -23,13 +23,13 @@ from .fetch import Advance, check, fetch
 
 _LOCK_SECONDS = 20.0  # after which waiting for another process is worth a word
 _log = logging.getLogger(__name__)
-Watch = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
+Watch = Callable[[str, int], contextlib.AbstractContextManager[tuple[Advance, Advance]]]  # yields (advance, told)
 
 
 @contextlib.contextmanager
-def unwatched(title: str, total: int) -> Iterator[Advance]:
+def unwatched(title: str, total: int) -> Iterator[tuple[Advance, Advance]]:
     """Show no progress."""
-    yield lambda count: None
+    yield (lambda count: None), (lambda total: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,11 @@ def _carry_out(step: Step, keep_archives: bool, any_http: bool, watch: Watch) ->
     if step.path.is_file():
         check(step.path, str(step.path), **sums)  # put there by hand, or kept by a call that was interrupted
     else:
-        with watch(f"{step.owner}: {name}", step.download.size) as advance:
-            fetch(step.url, step.path, any_http=any_http, advance=advance, **sums)
+        with watch(f"{step.owner}: {name}", step.download.size) as (advance, told):
+            fetch(step.url, step.path, any_http=any_http, advance=advance, told=told, **sums)
     if not step.download.is_archive:
         return
-    with watch(f"{step.owner}: unpacking {name}", step.download.unpacked or step.download.size) as advance:
+    with watch(f"{step.owner}: unpacking {name}", step.download.unpacked or step.download.size) as (advance, _):
         for target in targets:
             path = step.root / target
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,17 @@ Advance = Callable[[int], None]
 _log = logging.getLogger(__name__)
 
 
+class _Counter:
+    """Tells how far it is; what a repeated attempt starts with is not counted twice."""
+
+    def __init__(self, advance: Advance, told: Advance) -> None:
+        self._advance, self.told, self._seen = advance, told, 0
+
+    def reached(self, count: int) -> None:
+        self._advance(count - self._seen)
+        self._seen = count
+
+
 class _CutShort(OSError):
     """The connection ended before the file did."""
 
@@ -43,6 +54,7 @@ def fetch(
     sha256: str | None = None,
     any_http: bool = False,
     advance: Advance = lambda count: None,
+    told: Advance = lambda total: None,
 ) -> Path:
     """Bring a file to ``path``; until it is complete and checked it is ``<path>.part``, where a later call goes on.
 
@@ -53,6 +65,7 @@ def fetch(
         md5, sha256: as published.
         any_http: http was asked for explicitly.
         advance: told the bytes that have come, those of an earlier call first.
+        told: told the length that the server names, 0 where it names none.
 
     Raises:
         MissingDependencyError: it cannot be had; says what came and what was expected.
@@ -61,14 +74,8 @@ def fetch(
     path.parent.mkdir(parents=True, exist_ok=True)
     opener = urllib.request.build_opener(_Redirects(any_http))
     _require_safe(url, any_http)
-    seen = 0
-
-    def reached(count: int) -> None:  # what a repeated attempt starts with is not counted twice
-        nonlocal seen
-        advance(count - seen)
-        seen = count
-
-    _repeat(lambda: _attempt(opener, url, part, size, reached), url, part)
+    counter = _Counter(advance, told)
+    _repeat(lambda: _attempt(opener, url, part, size, counter), url, part)
     check(part, url, size=size, md5=md5, sha256=sha256)
     part.replace(path)
     _tag(part).unlink(missing_ok=True)
@@ -135,7 +142,7 @@ def _unwritable(part: Path, err: OSError) -> MissingDependencyError:
     return MissingDependencyError(f"The download cannot be written: {err.strerror}.", where=str(part))
 
 
-def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, size: int | None, reached: Advance) -> None:
+def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, size: int | None, counter: _Counter) -> None:
     have = _length(part)
     if have and size is not None and have >= size:
         return  # complete, or too long, as the check will find
@@ -155,11 +162,11 @@ def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, size: 
         part.unlink()  # longer than the file: of another version
         raise _CutShort("the part of an earlier call does not fit; it starts anew") from None
     with answer:
-        _receive(answer, url, part, size, have if answer.status == 206 else 0, reached)
+        _receive(answer, url, part, size, have if answer.status == 206 else 0, counter)
 
 
 def _receive(
-    answer: http.client.HTTPResponse, url: str, part: Path, size: int | None, have: int, reached: Advance
+    answer: http.client.HTTPResponse, url: str, part: Path, size: int | None, have: int, counter: _Counter
 ) -> None:
     if have and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
         part.unlink()
@@ -176,13 +183,14 @@ def _receive(
         )
     require_space(part.parent, (total or 0) - have, part.name.removesuffix(".part"))
     _write_tag(answer, part)
-    reached(have)
+    counter.told(total or 0)
+    counter.reached(have)
     with part.open("ab" if have else "wb") as file:
         while data := answer.read(_CHUNK):
             reach("download.chunk")
             _write(file, data, part)
             have += len(data)
-            reached(have)
+            counter.reached(have)
     if total is not None and _length(part) < total:
         raise _CutShort(f"the connection was cut after {_length(part):,} of {total:,} bytes")
 

@@ -152,11 +152,12 @@ def files(root: Path) -> list[str]:
 @pytest.mark.fault("K1")
 def test_a_cut_connection_is_taken_up_where_it_ended(server, tmp_path):
     server.script = [cut(50_000), cut(30_000)]
-    seen = []
-    path = fetch.fetch(server.url, tmp_path / "a.zip", size=len(ARCHIVE), sha256=SHA, advance=seen.append)
+    seen, told = [], []
+    path = fetch.fetch(server.url, tmp_path / "a.zip", sha256=SHA, advance=seen.append, told=told.append)
     assert path.read_bytes() == ARCHIVE
     assert [wanted for _, wanted in server.requests] == [None, "bytes=50000-", "bytes=80000-"]
     assert sum(seen) == len(ARCHIVE)
+    assert told == [len(ARCHIVE)] * 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zip"]
 
 
