@@ -37,6 +37,9 @@ POINTS = {  # name: when it is passed
     "checkpoint.latest": "before `latest` names it",
     "checkpoint.prune": "before an old one is deleted",
     "checkpoint.end": "all of it is done",
+    "download.chunk": "before a piece of a download is written",
+    "archive.member": "before a member of an archive is unpacked",
+    "archive.rename": "before what was unpacked takes its name",
 }
 VARIABLE = "LOCAP_FAULT"
 LEFT_TO_CALLER = ("nan",)

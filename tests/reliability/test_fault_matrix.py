@@ -115,9 +115,7 @@ ROWS = {
     **{f"K{number}": "downloads" for number in range(1, 6)},
 }
 LATER = {  # rows without a test, each with its reason
-    "E2": "nothing in such an image tells: it takes lists of checksums, which the data sets do not publish",
     **{f"J{number}": "there is no demo yet" for number in range(1, 12)},
-    **{f"K{number}": "locap downloads nothing itself yet" for number in (1, 2, 4, 5)},
     "B11": "there has been no release whose checkpoints would have to load",
 }
 

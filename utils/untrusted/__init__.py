@@ -27,6 +27,7 @@ from .images import (
 )
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 from .pickles import read_plain_pickle
+from .unpacking import free_bytes, require_space, unpack, zip_members
 from .weight_shards import Part, load_tensor_parts, open_safetensors, tensor_parts, weight_files
 from .weights import load_flat_tensors, load_tensors
 
@@ -38,6 +39,7 @@ __all__ = [
     "decode_png_mask",
     "decode_rle",
     "each_object",
+    "free_bytes",
     "get",
     "iterate_json_lines",
     "load_flat_tensors",
@@ -61,10 +63,13 @@ __all__ = [
     "read_stored_image",
     "read_text",
     "require_file",
+    "require_space",
     "resolve_under",
     "rle_runs",
     "scan_tar",
     "shown",
     "tensor_parts",
+    "unpack",
     "weight_files",
+    "zip_members",
 ]
