@@ -13,6 +13,7 @@ from ..datasets.records import Record, read_records
 from ..datasets.shapes import Shapes
 from ..datasets.transforms.mapper import EvalMapper
 from ..evaluation.report import exit_code
+from ..inference.hero import hero_picture, write_small
 from ..inference.predictor import Predictor, write_prediction
 from ..inference.report import write_report
 from .distributed import World, processes
@@ -29,6 +30,7 @@ GOALS = {
     "mAP": 35.0,
 }
 SHOWN_SCENES = 12
+HERO_SCENE = 384  # pixels
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +62,7 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
     predictor = Predictor(run.model, categories, EvalMapper(shortest=None))
     prediction = predictor.predict(scene)
     write_prediction(output, "example", pixels, prediction, categories, Console())
+    write_small(hero_picture(unseen(run), categories), output / "hero.png")
     parameters = sum(p.numel() for p in run.model.parameters())
     return write_report(
         output / "report.html",
@@ -81,6 +84,14 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
             "configuration": str(run.folder / "config.yaml"),
         },
     )
+
+
+def unseen(run: TrainingRun) -> list[tuple[Any, Record]]:
+    """Caption unseen scenes, drawn sharper than those it learnt from: (pixels, prediction)."""
+    cfg, categories = run.cfg, run.experiment.eval_sets[0].reader.categories
+    predictor = Predictor(run.model, categories, EvalMapper(shortest=cfg.SHAPES.IMAGE_SIZE))
+    scenes = Shapes(SHOWN_SCENES, seed=cfg.SHAPES.SEED, split="test", image_size=HERO_SCENE)
+    return [(scene.read_image(), predictor.predict(scene)) for scene in scenes]
 
 
 def comparison(run: TrainingRun) -> list[tuple[Any, Record, Record]]:

@@ -162,6 +162,13 @@ def test_pointing_marks_the_other_side_in_a_browser(tmp_path: Path):
         page.focus(".area[data-key='0']")
         page.keyboard.press("Enter")
         assert page.get_attribute("li[data-key='0']", "aria-pressed") == "true"
+        page.set_viewport_size({"width": 1000, "height": 300})  # the list is longer than its box
+        page.mouse.move(0, 0)
+        page.evaluate("document.querySelector('.texts').scrollTop = 0")
+        page.hover(".badge[data-key='2']")
+        bottom = "document.querySelector('li[data-key=\"2\"]').getBoundingClientRect().bottom"
+        assert page.evaluate(bottom) <= 300
+        page.set_viewport_size({"width": 400, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         assert page.title().startswith("fine <script>")
         assert not failures
