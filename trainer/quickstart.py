@@ -18,6 +18,7 @@ from ..inference.predictor import Predictor, write_prediction
 from ..inference.report import write_report
 from .distributed import World, processes
 from .experiment import TrainingRun
+from .pictures import comparable
 
 GOALS = {
     "PQ": 85.0,
@@ -95,9 +96,10 @@ def unseen(run: TrainingRun) -> list[tuple[Any, Record]]:
 
 
 def comparison(run: TrainingRun) -> list[tuple[Any, Record, Record]]:
-    """Return some evaluated scenes: (pixels, truth, prediction)."""
+    """Return some evaluated scenes, numbered alike: (pixels, truth, prediction)."""
     folder = run.folder / "evaluations" / f"step_{run.max_steps:08d}"
     predictions, _, _ = read_records(folder / "predictions.json")
     reader = run.experiment.eval_sets[0].reader
     truths = [reader[index] for index in range(min(SHOWN_SCENES, len(predictions)))]
-    return [(truth.read_image(), truth, prediction) for truth, prediction in zip(truths, predictions, strict=False)]
+    pairs = zip(truths, predictions, strict=False)
+    return [(truth.read_image(), *comparable(truth, prediction)) for truth, prediction in pairs]

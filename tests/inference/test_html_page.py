@@ -128,6 +128,11 @@ def test_many_images_load_late_and_the_page_states_its_size():
     assert len(text) < 4e6
 
 
+def test_a_result_is_a_page_of_its_own():
+    assert result().to_html() == result_page([result()], "scene <1>")
+    assert "<h1>mine</h1>" in result().to_html("mine")
+
+
 def test_a_result_without_regions_says_so():
     empty = Record(1, 20, 20, np.zeros((20, 20, 3), np.uint8))
     assert "no regions" in result_page([Result(empty, (), empty.image)], "empty")
