@@ -26,6 +26,7 @@ from .narratives import PlacedWord, path_pieces, place_words
 GROUND = 640  # longer side of the coordinates in which regions stand over the image
 SMOOTH = 0.6  # of these, how far an outline may leave the mask's
 BADGE = 14  # radius
+HIGHEST = 46  # rem, of a picture in the page
 FLAT = 256  # colours of a drawing at most
 SHARP = 400  # pixels; a smaller picture is shown enlarged and keeps the resolution of its colours
 
@@ -155,7 +156,7 @@ def region_figure(
     picture.thumbnail((max_width, max_width), Image.Resampling.BICUBIC)
     return (
         f'<figure class="{" ".join(kind)}"><figcaption dir="auto">{_safe(printable(title))}</figcaption>'
-        f'<div class="stage"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"'
+        f'<div class="stage" style="max-width:{HIGHEST * size[0] / size[1]:.2f}rem"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"'
         f' loading="lazy" decoding="async" alt="{len(entries)} numbered regions">'
         f'<svg viewBox="0 0 {size[0]} {size[1]}" preserveAspectRatio="none">'
         f"{_areas(record, entries, size)}{_traces(record, told, size)}</svg></div>"
