@@ -202,7 +202,7 @@ def _paint_entry(
         room = width - 2 * style.margin - 3 * style.badge - small.getlength(f"  {entry.score}")
         name = shorten(entry.name, bold, room)
         draw_text(draw, (x, y), name, font=bold, fill=INK)
-        draw.text((x + text_length(f"{name} ", bold), y + 2), entry.score, font=small, fill=MUTED)
+        draw.text((x + (text_length(f"{name} ", bold) if name else 0), y + 2), entry.score, font=small, fill=MUTED)
         y += style.line
     for line in _lines(entry, width, style):
         draw_text(draw, (x, y), line, font=load_font(style.text), fill=INK)

@@ -270,12 +270,14 @@ def distance_to_edge(owner: np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(~edge)
 
 
-def paint_shapes(picture: Image.Image, shapes: Shapes, distance: np.ndarray, line: int) -> Image.Image:
+def paint_shapes(
+    picture: Image.Image, shapes: Shapes, distance: np.ndarray, line: int, tint: float = TINT
+) -> Image.Image:
     """Tint the regions, outline them white around their colour, and draw boxes and points."""
     owner = shapes.owner
     count = int(owner.max(initial=0))
     colors = np.array([(0, 0, 0), *(region_color(index) for index in range(count))], np.float32)
-    alpha = np.where(distance < line, 1.0, TINT).astype(np.float32)
+    alpha = np.where(distance < line, 1.0, tint).astype(np.float32)
     alpha[owner == 0] = 0
     pixels = np.asarray(picture, np.float32)
     pixels = pixels + (colors[owner] - pixels) * alpha[..., None]

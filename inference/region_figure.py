@@ -26,6 +26,7 @@ from .narratives import PlacedWord, path_pieces, place_words
 GROUND = 640  # longer side of the coordinates in which regions stand over the image
 SMOOTH = 0.6  # of these, how far an outline may leave the mask's
 BADGE = 14  # radius
+HIGHEST = 46  # rem, of a picture in the page
 FLAT = 256  # colours of a drawing at most
 SHARP = 400  # pixels; a smaller picture is shown enlarged and keeps the resolution of its colours
 
@@ -69,9 +70,11 @@ STYLE = """
 .regions.beside { display: grid; grid-template-columns: 3fr 2fr; gap: 0 1.2rem; align-items: start; }
 .regions.beside figcaption { grid-column: 1 / -1; }
 .regions.beside .stage { position: sticky; top: .8rem; }
-.regions.beside ol, .regions.beside .told { margin-top: 0; }
-@media (max-width: 760px) { .regions.beside { display: block; } .regions.beside .stage { top: 0; z-index: 1; } }
-@media print { .regions { content-visibility: visible; } }
+.regions.beside .texts { position: relative; max-height: min(46rem, 90vh); overflow-y: auto; }
+.regions.beside ol { margin-top: 0; }
+@media (max-width: 760px) { .regions.beside { display: block; } .regions.beside .stage { top: 0; z-index: 1; }
+  .regions.beside .texts { max-height: none; } }
+@media print { .regions { content-visibility: visible; } .regions.beside .texts { max-height: none; } }
 """
 
 SCRIPT = """
@@ -92,10 +95,19 @@ for (const figure of document.querySelectorAll('.regions')) {
     stage.classList.toggle('pointed', some);
   };
   const point = key => { if (key !== pointed) { pointed = key; show(); } };
+  const reveal = event => {  // the caption of what is pointed at in the picture
+    const item = stage.contains(event.target) && figure.querySelector('li[data-key="' + keyOf(event) + '"]');
+    if (!item) return;
+    const box = item.closest('.texts');
+    const frame = box.getBoundingClientRect(), seen = item.getBoundingClientRect();
+    const bottom = Math.min(frame.bottom, innerHeight);
+    if (seen.top < frame.top || seen.bottom > bottom)
+      box.scrollTop = item.offsetTop - (bottom - frame.top - seen.height) / 2;
+  };
   const pin = key => { pinned.delete(key) || pinned.add(key); show(); };
-  figure.addEventListener('mouseover', event => point(keyOf(event)));
+  figure.addEventListener('mouseover', event => { point(keyOf(event)); reveal(event); });
   figure.addEventListener('mouseleave', () => point(null));
-  figure.addEventListener('focusin', event => point(keyOf(event)));
+  figure.addEventListener('focusin', event => { point(keyOf(event)); reveal(event); });
   figure.addEventListener('focusout', () => point(null));
   figure.addEventListener('click', event => { const key = keyOf(event); if (key) pin(key); });
   figure.addEventListener('keydown', event => {
@@ -144,11 +156,12 @@ def region_figure(
     picture.thumbnail((max_width, max_width), Image.Resampling.BICUBIC)
     return (
         f'<figure class="{" ".join(kind)}"><figcaption dir="auto">{_safe(printable(title))}</figcaption>'
-        f'<div class="stage"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"'
+        f'<div class="stage" style="max-width:{HIGHEST * size[0] / size[1]:.2f}rem"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"'
         f' loading="lazy" decoding="async" alt="{len(entries)} numbered regions">'
         f'<svg viewBox="0 0 {size[0]} {size[1]}" preserveAspectRatio="none">'
         f"{_areas(record, entries, size)}{_traces(record, told, size)}</svg></div>"
-        f"<div>{_list(entries) if entries or not told else ''}{_told(told)}</div></figure>"
+        f'<div class="texts">'
+        f"{_list(entries) if entries or not told else ''}{_told(told)}</div></figure>"
     )
 
 

@@ -21,6 +21,7 @@ from .badges import paint_badges, place_badges
 from .caption_list import ListStyle, Panel, compose, list_entries
 from .drawing import (
     LETTERBOX,
+    TINT,
     WHITE,
     Color,
     ImageLike,
@@ -118,20 +119,23 @@ def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
     return stack
 
 
-def paint_regions(image: ImageLike, record: Record, max_width: int, max_height: int) -> tuple[Image.Image, Shapes]:
+def paint_regions(
+    image: ImageLike, record: Record, max_width: int, max_height: int, *, tint: float = TINT
+) -> tuple[Image.Image, Shapes]:
     """Draw the regions and their badges over the image.
 
-    A sliver of an image is set on a grey ground that has room for badges.
+    A sliver of an image is set on a grey ground that has room for badges. ``tint`` is the share of a region's colour
+    in its pixels.
 
     Returns:
         The picture, and the shapes in its pixels.
     """
     picture = fitted_picture(image, max_width, max_height)
     longest = max(picture.size)
-    radius = int(np.clip(round((picture.width * picture.height) ** 0.5 / 50), 8, 18))
+    radius = int(np.clip(round((picture.width * picture.height) ** 0.5 / 50), 10, 18))
     shapes = rasterise(record, picture.size)
     distance = distance_to_edge(shapes.owner)
-    painted = paint_shapes(picture, shapes, distance, line=max(2, round(longest / 400)))
+    painted = paint_shapes(picture, shapes, distance, line=max(2, round(longest / 400)), tint=tint)
     ground = max(painted.width, 6 * radius), max(painted.height, 6 * radius)
     if ground != painted.size:
         left, top = (ground[0] - painted.width) // 2, (ground[1] - painted.height) // 2

@@ -13,9 +13,11 @@ from ..datasets.records import Record, read_records
 from ..datasets.shapes import Shapes
 from ..evaluation.report import exit_code
 from ..inference.captioner import Captioner
+from ..inference.hero import hero_picture, write_small
 from ..inference.report import write_report
 from .distributed import World, processes
 from .experiment import TrainingRun
+from .pictures import comparable
 
 GOALS = {
     "PQ": 85.0,
@@ -28,6 +30,7 @@ GOALS = {
     "mAP": 35.0,
 }
 SHOWN_SCENES = 12
+HERO_SCENE = 384  # pixels
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
     example = Captioner.of_model(run.model, cfg, categories).set_image(scene).caption_everything()
     example.save(output, "example")
     example.print(Console())
+    write_small(hero_picture(unseen(run), categories), output / "hero.png")
     parameters = sum(p.numel() for p in run.model.parameters())
     return write_report(
         output / "report.html",
@@ -81,10 +85,19 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
     )
 
 
+def unseen(run: TrainingRun) -> list[tuple[Any, Record]]:
+    """Caption unseen scenes, drawn sharper than those it learnt from: (pixels, prediction)."""
+    cfg, categories = run.cfg, run.experiment.eval_sets[0].reader.categories
+    predictor = Predictor(run.model, categories, EvalMapper(shortest=cfg.SHAPES.IMAGE_SIZE))
+    scenes = Shapes(SHOWN_SCENES, seed=cfg.SHAPES.SEED, split="test", image_size=HERO_SCENE)
+    return [(scene.read_image(), predictor.predict(scene)) for scene in scenes]
+
+
 def comparison(run: TrainingRun) -> list[tuple[Any, Record, Record]]:
-    """Return some evaluated scenes: (pixels, truth, prediction)."""
+    """Return some evaluated scenes, numbered alike: (pixels, truth, prediction)."""
     folder = run.folder / "evaluations" / f"step_{run.max_steps:08d}"
     predictions, _, _ = read_records(folder / "predictions.json")
     reader = run.experiment.eval_sets[0].reader
     truths = [reader[index] for index in range(min(SHOWN_SCENES, len(predictions)))]
-    return [(truth.read_image(), truth, prediction) for truth, prediction in zip(truths, predictions, strict=False)]
+    pairs = zip(truths, predictions, strict=False)
+    return [(truth.read_image(), *comparable(truth, prediction)) for truth, prediction in pairs]

@@ -128,6 +128,11 @@ def test_many_images_load_late_and_the_page_states_its_size():
     assert len(text) < 4e6
 
 
+def test_a_result_is_a_page_of_its_own():
+    assert result().to_html() == result_page([result()], "scene <1>")
+    assert "<h1>mine</h1>" in result().to_html("mine")
+
+
 def test_a_result_without_regions_says_so():
     empty = Record(1, 20, 20, np.zeros((20, 20, 3), np.uint8))
     assert "no regions" in result_page([Result(empty, (), empty.image)], "empty")
@@ -162,6 +167,13 @@ def test_pointing_marks_the_other_side_in_a_browser(tmp_path: Path):
         page.focus(".area[data-key='0']")
         page.keyboard.press("Enter")
         assert page.get_attribute("li[data-key='0']", "aria-pressed") == "true"
+        page.set_viewport_size({"width": 1000, "height": 300})  # the list is longer than its box
+        page.mouse.move(0, 0)
+        page.evaluate("document.querySelector('.texts').scrollTop = 0")
+        page.hover(".badge[data-key='2']")
+        bottom = "document.querySelector('li[data-key=\"2\"]').getBoundingClientRect().bottom"
+        assert page.evaluate(bottom) <= 300
+        page.set_viewport_size({"width": 400, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         assert page.title().startswith("fine <script>")
         assert not failures

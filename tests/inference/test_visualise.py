@@ -5,16 +5,28 @@ from __future__ import annotations
 import io
 import itertools
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from locap.datasets.records import Category, Record, Region, encode_mask
+from locap.datasets.records import Category, Narrative, Record, Region, encode_mask
 from locap.inference.badges import place_badges
-from locap.inference.drawing import Shapes, distance_to_edge, load_font, printable, region_color, resize_mask, wrap_text
+from locap.inference.drawing import (
+    PALETTE,
+    Shapes,
+    distance_to_edge,
+    load_font,
+    printable,
+    region_color,
+    resize_mask,
+    wrap_text,
+)
+from locap.inference.fonts import draw_text, font_runs, text_length
 from locap.inference.visualise import comparison_grid, draw_record, paint_regions, print_regions
 
 CATEGORIES = [Category(1, "circle"), Category(2, "Straßenbahn")]
@@ -47,6 +59,17 @@ def test_colors_are_stable_and_distinct():
     assert all(0 <= channel <= 255 for color in colors for channel in color)
 
 
+def lightness(color: tuple[int, int, int]) -> float:
+    """CIE L*."""
+    channels = np.array(color) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return 116 * float(np.cbrt(linear @ (0.2126, 0.7152, 0.0722))) - 16
+
+
+def test_colors_of_successive_regions_differ_for_the_colour_blind_too():
+    assert min(abs(lightness(one) - lightness(other)) for one, other in itertools.pairwise(PALETTE)) > 15
+
+
 def test_text_is_wrapped_within_the_width():
     font = load_font(15)
     for text in (CAPTION, "http://" + "x" * 300, "Ein Kind läuft; ребёнок бежит; 犬が走る", "犬" * 200):
@@ -57,6 +80,75 @@ def test_text_is_wrapped_within_the_width():
     cut = wrap_text(CAPTION * 20, font, 280, max_lines=3)
     assert len(cut) == 3
     assert cut[-1].endswith("…")
+
+
+@pytest.mark.parametrize("panel", ["right", "below"])
+@pytest.mark.parametrize("max_width", [512, 1024, 1800])
+def test_twelve_captions_of_thirty_words_stand_complete_and_inside(monkeypatch, panel: str, max_width: int):
+    record = crowd(12)
+    captions = [" ".join(f"{word}{index}" for word in (CAPTION * 2).split()[:30]) for index in range(12)]
+    record.regions = [replace(each, captions=(text,)) for each, text in zip(record.regions, captions, strict=True)]
+    lines: list[tuple[tuple[float, float], str, ImageFont.FreeTypeFont, tuple[int, int]]] = []
+
+    def keep(draw, place, text, *, font, fill, anchor="la"):
+        lines.append((place, text, font, draw.im.size))
+
+    monkeypatch.setattr("locap.inference.caption_list.draw_text", keep)
+    draw_record(None, record, CATEGORIES, panel=panel, title="twelve", max_width=max_width)
+    assert Counter(" ".join(text for _, text, _, _ in lines).split()) == Counter(
+        " ".join([*captions, "twelve", *["circle", "Straßenbahn"] * 6]).split()
+    )
+    for (x, y), text, font, (width, height) in lines:
+        left, top, right, bottom = font.getbbox(text)
+        assert min(x + left, y + top) >= 0
+        assert x + right <= width
+        assert y + bottom <= height
+        assert font.size >= 15
+    corners = [(x, y, x + font.getlength(text), y + font.size) for (x, y), text, font, size in lines if size[1] > 99]
+    for one, other in itertools.combinations(corners, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_a_character_that_the_font_lacks_comes_from_one_that_has_it():
+    font = load_font(15)
+    assert font_runs("plain é ребёнок", font) == [("plain é ребёнок", font)]
+    lacking = next(chr(code) for code in range(0x1D400, 0x1D800) if code not in FT2Font(font.path).get_charmap())
+    (before, own), (char, other), (after, last) = font_runs(f"x {lacking} y", font)
+    assert (before, char, after, own, last) == ("x ", lacking, " y", font, font)
+    assert other.path != font.path
+    assert ord(lacking) in FT2Font(other.path).get_charmap()
+    assert text_length(f"x {lacking} y", font) == pytest.approx(
+        font.getlength("x ") + other.getlength(lacking) + font.getlength(" y")
+    )
+
+
+@pytest.mark.parametrize("anchor", ["la", "lm", "rm", "ms"])
+def test_text_of_several_fonts_stands_where_it_would_in_one(anchor: str):
+    places = []
+    for text in ("xxxxx", "xx犬xx"):
+        picture = Image.new("L", (200, 60), 255)
+        draw_text(ImageDraw.Draw(picture), (100, 30), text, font=load_font(15), fill=(0,), anchor=anchor)
+        columns, rows = (np.flatnonzero((np.asarray(picture) < 128).any(axis)) for axis in (0, 1))
+        places.append((columns[0] if anchor[0] == "l" else columns[-1] if anchor[0] == "r" else 0, rows.mean()))
+    np.testing.assert_allclose(*places, atol=4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "一辆红色的公共汽车" * 9,
+        "حافلة حمراء وبيضاء تسير على الطريق " * 9,
+        "🚌 😀 👩‍👩‍👧 🇺🇳 ",
+        "हिन्दी 한국어 ไทย e\u0301",
+        "\u200f\ufeff",
+    ],
+)
+def test_any_script_is_drawn_within_its_lines(text: str):
+    font = load_font(15)
+    assert all(text_length(line, font) <= 280 for line in wrap_text(text, font, 280))
+    record = Record(text, 60, 80, np.zeros((60, 80, 3), np.uint8), [Region(1, 1, captions=(text,))])
+    record.narratives = (Narrative(text),)
+    assert draw_record(None, record, [Category(1, text)], title=text).width == 1024
 
 
 def test_text_that_no_renderer_accepts_is_cleaned():
@@ -169,6 +261,17 @@ def odd_record() -> Record:
 def test_odd_regions_are_drawn():
     draw_record(np.zeros((300, 400, 3), np.uint8), odd_record(), CATEGORIES)
     assert draw_record(np.zeros((300, 400, 3), np.uint8), Record("none", 300, 400), []).width == 1024
+
+
+def test_a_point_that_was_asked_about_is_marked_on_its_answer():
+    image = np.full((600, 600, 3), 100, np.uint8)
+    mask = encode_mask(disc(600, 600, 300, 300, 200))
+    for answer in ({"mask": mask}, {"box_xyxy": (100.0, 100.0, 500.0, 500.0)}, {}):
+        record = Record(1, 600, 600, regions=[Region(1, points=((200.0, 250.0),), **answer)])
+        picture, shapes = paint_regions(image, record, 600, 600)
+        assert (shapes.pins or shapes.points) == {0: [(200.0, 250.0)]}
+        if answer:
+            assert picture.getpixel((200, 250)) == region_color(0)
 
 
 def test_regions_come_from_the_id_map():
