@@ -257,7 +257,7 @@ def test_texts_are_chosen_like_tensors():
 )
 def test_entries_that_cannot_be_read_are_named(item, message):
     with pytest.raises(DataError, match=message):
-        entry_of(item, "detectron2:mine[0]")
+        entry_of(item, "detectron2.mine[0]")
 
 
 def test_without_the_library_the_message_says_what_to_do():
@@ -308,11 +308,11 @@ def test_a_catalog_entry_is_read(real, world, reader, recorded):
     DatasetCatalog.register(name, lambda: at(world, recorded["catalog"]["panoptic"]))
     MetadataCatalog.get(name).set(**metadata_of(reader.categories))
     try:
-        found = CatalogReader(f"detectron2:{name}")
+        found = CatalogReader(f"detectron2.{name}")
         assert found.categories == tuple(replace(c, color=c.color or (128,) * 3) for c in cases.CATEGORIES)
         assert [found[i] for i in range(len(found))] == [reader[0]]
-        with pytest.raises(UsageError, match="did you mean detectron2:locap_test_panoptic"):
-            CatalogReader("detectron2:locap_test_panoptics")
+        with pytest.raises(UsageError, match="did you mean detectron2\.locap_test_panoptic"):
+            CatalogReader("detectron2.locap_test_panoptics")
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
