@@ -311,7 +311,7 @@ def test_a_catalog_entry_is_read(real, world, reader, recorded):
         found = CatalogReader(f"detectron2.{name}")
         assert found.categories == tuple(replace(c, color=c.color or (128,) * 3) for c in cases.CATEGORIES)
         assert [found[i] for i in range(len(found))] == [reader[0]]
-        with pytest.raises(UsageError, match="did you mean detectron2\.locap_test_panoptic"):
+        with pytest.raises(UsageError, match=r"did you mean detectron2\.locap_test_panoptic"):
             CatalogReader("detectron2.locap_test_panoptics")
     finally:
         DatasetCatalog.remove(name)
