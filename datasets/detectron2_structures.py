@@ -179,11 +179,17 @@ def from_instances(
             mask=None if masks is None else encode_mask(masks[row].cpu().numpy()),
             score=score,
             captions=(text,) if text else (),
-            keypoints=tuple((x, y, int(v)) if prefix == "gt" else (x, y, 2) for x, y, v in points),
+            keypoints=_labelled(points, prefix == "gt"),
         )
         for row, (label, score, text, points) in enumerate(zip(labels, scores, captions, keypoints, strict=True))
     ]
     return Record(image_id, height, width, image, regions)
+
+
+def _labelled(points: Sequence[Sequence[float]], truth: bool) -> tuple[tuple[float, float, int], ...]:
+    """Return keypoints, whose third value is a visibility or, predicted, a score; nothing if none is labelled."""
+    found = tuple((x, y, int(third) if truth else 2) for x, y, third in points)
+    return found if any(visible for *_, visible in found) else ()
 
 
 def _plain_boxes(boxes: Any, where: str) -> list[list[float]]:

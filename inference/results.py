@@ -133,9 +133,13 @@ class Result:
             data={"caption": np.array(self.captions), "class_name": np.array(self.names)},
         )
 
-    def to_html(self, *, title: str = "locap") -> str:
-        """Return a page that needs nothing else, in which caption and region find each other."""
-        return result_page([self], title)
+    def to_html(self, title: str = "") -> str:
+        """Return a page that needs nothing else, in which caption and region find each other.
+
+        Args:
+            title: its heading; by default the image's name.
+        """
+        return result_page([self], title or str(self.record.image_id))
 
     def _repr_png_(self) -> bytes:
         """Return the picture, as notebooks show it."""

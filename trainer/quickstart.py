@@ -88,9 +88,9 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
 def unseen(run: TrainingRun) -> list[tuple[Any, Record]]:
     """Caption unseen scenes, drawn sharper than those it learnt from: (pixels, prediction)."""
     cfg, categories = run.cfg, run.experiment.eval_sets[0].reader.categories
-    predictor = Predictor(run.model, categories, EvalMapper(shortest=cfg.SHAPES.IMAGE_SIZE))
     scenes = Shapes(SHOWN_SCENES, seed=cfg.SHAPES.SEED, split="test", image_size=HERO_SCENE)
-    return [(scene.read_image(), predictor.predict(scene)) for scene in scenes]
+    results = Captioner.of_model(run.model, cfg, categories).batch(scenes)
+    return [(result.pixels, result.record) for result in results]
 
 
 def comparison(run: TrainingRun) -> list[tuple[Any, Record, Record]]:

@@ -21,6 +21,8 @@ from ..shapes import CATEGORIES as SHAPES_CATEGORIES
 from ..shapes import Shapes
 from .coco_captions import CocoCaptionsReader, KarpathyReader
 from .coco_panoptic import CocoPanopticReader
+from .detectron2 import PREFIX as DETECTRON2
+from .detectron2 import CatalogReader, catalog_categories
 from .llava import LlavaReader
 from .localized_narratives import LocalizedNarrativesReader
 from .own_files import OwnReader, names_file, open_file
@@ -93,6 +95,8 @@ def categories_of(names: Sequence[str], root: str | Path | None = None) -> tuple
             return tuple(open_file(name, root).categories)
         if names_shards(name):
             return find_shards(name, root).categories or PackedReader.categories
+        if name.startswith(DETECTRON2):
+            return catalog_categories(name)
         source(name)
     return COCO_PANOPTIC
 
@@ -116,7 +120,7 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> O
     """Open a data set of `DATASETS` or `TEXT_DATASETS` by name, or files of one's own and shards by where they lie.
 
     Args:
-        name: as in ``DATASETS.TRAIN`` of a configuration.
+        name: as in ``DATASETS.TRAIN`` of a configuration; ``detectron2.NAME`` is one of detectron2's catalog.
         root: folder of the data sets; None takes ``$DETECTRON2_DATASETS``, then ``$DATASETS``.
         options: further ones of the reader, such as ``per_expression`` of those of referring expressions.
 
@@ -130,6 +134,8 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> O
         return open_file(name, root, **options)
     if names_shards(name):
         return ShardReader(name, root, **options)
+    if name.startswith(DETECTRON2):
+        return CatalogReader(name)
     described = source(name)
     options["categories"] = COCO_PANOPTIC
     if described.reader == "pix2cap":

@@ -16,7 +16,7 @@ from ..detectron2_structures import texts_of
 from ..records import Category, Record, Region, encode_mask
 from .packed import FIX, PackedReader
 
-PREFIX = "detectron2:"  # of names in DATASETS.TRAIN and DATASETS.TEST
+PREFIX = "detectron2."  # of names in DATASETS.TRAIN and DATASETS.TEST, where a colon would end the name of a task
 XYXY_ABS, XYWH_ABS = 0, 1  # detectron2's BoxMode
 
 
@@ -28,7 +28,7 @@ class CatalogReader(PackedReader):
     annotation or a segment.
 
     Args:
-        name: in the catalog, with or without ``detectron2:`` before it.
+        name: in the catalog, with or without ``detectron2.`` before it.
 
     Raises:
         UsageError: the catalog has no such entry.

@@ -115,6 +115,7 @@ def executing(folder: Path, load: Callable) -> Iterator[Hostile]:
         "pt": lambda body: archive({"data.pkl": body}),
         "pth": bare,
         "bin": lambda body: body,
+        "pkl": lambda body: body,
     }
     for index, suffix in enumerate(containers):
         for name in calls(folder):
