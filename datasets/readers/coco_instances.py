@@ -109,7 +109,7 @@ class CocoInstancesReader(PackedReader):
         region |= {key: body[key] for key in ("area", "score") if _number(body, key, where)}
         region["crowd"] = bool(get(body, "iscrowd", (int, bool), where)) if "iscrowd" in body else False
         region["keypoints"] = _keypoints(body, where)
-        entry["regions"].append({key: value for key, value in region.items() if value not in ([], False)})
+        entry["regions"].append({key: value for key, value in region.items() if value is not False and value != []})
 
     def _category(self, body: Mapping[str, Any], known: set[int], where: str) -> int | None:
         if not self._named and body.get("category_id") in (None, OBJECT.id):

@@ -25,7 +25,7 @@ SUFFIXES = (".json", ".jsonl")
 
 def names_file(name: str, root: str | Path | None = None) -> bool:
     """Return whether a data set is named by a file of one's own, or a folder of LabelMe's files."""
-    if is_stream(name):
+    if is_stream(name) or Path(name).name == INDEX:  # of shards
         return False
     if name.lower().endswith(SUFFIXES):
         return True
@@ -100,7 +100,7 @@ def form_of(document: Any, path: Path) -> str:
         return "vg"
     keys = ", ".join(map(str, list(document)[:8])) if isinstance(document, dict) else type(document).__name__
     allowed = f'records ("format": "{FORMAT}"), or COCO-style with lists "images" and "annotations"'
-    fix = "configs name files of these kinds; `data convert` reads some more"
+    fix = "if it is one of another format, data convert --from FORMAT"
     raise DataError("The file is not known to be a data set.", where=shown(path), value=keys, allowed=allowed, fix=fix)
 
 

@@ -85,6 +85,12 @@ class TestCoco:
         own.annotations[0]["category_id"] = 4
         refused(own.save(), "unknown category", "annotations[0] (id 7)", "value:   4", "3, 5")
 
+    def test_zero_is_an_id_and_a_score(self, own):
+        own.document["categories"] = [{"id": 0, "name": "mug"}]
+        own.annotations[0].update(id=0, category_id=0, score=0)
+        region = open_dataset(own.save())[0].regions[0]
+        assert (region.id, region.category_id, region.score) == (0, 0, 0)
+
     def test_captions_of_the_whole_image(self, own):
         own.images[0]["captions"] = ["first"]
         own.annotations.append({"id": 9, "image_id": 1, "caption": "second"})
