@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from ..datasets.records import Category, Record
-from ..modeling.schemas import MODEL_SCHEMAS
-from ..utils.config import load_config
 from ..utils.devices import pick_device
 from ..utils.errors import UsageError
 from .asks import Ask, check_inside
 from .engines import Engine, make_engine
+from .model_folder import find_model, push_model, read_folder, save_model
 from .predictor import record_of_image
 from .results import Result
 
@@ -142,6 +141,16 @@ class Captioner:
             image, asks = item if isinstance(item, tuple) else (item, ())
             yield self.ask(self.see(image), asks)
 
+    def save(self, folder: str | Path, *, license: str = "other") -> Path:
+        """Write a model folder, see `save_model`; `load` takes it anywhere."""
+        return save_model(self, folder, license=license)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, token: str | None = None, revision: str | None = None
+    ) -> str:
+        """Upload a model folder as ``owner/name``, see `push_model`; returns its address."""
+        return push_model(self, name, private=private, token=token, revision=revision)
+
     def _current(self) -> Seen:
         if self._seen is None:
             raise UsageError("There is no image yet.", fix='captioner.set_image("photo.jpg")')
@@ -166,8 +175,6 @@ def load(
     Raises:
         UsageError, CheckpointError, MissingDependencyError: the folder, its weights or the hub cannot be used.
     """
-    folder = Path(name_or_path)
     pairs = [str(part) for item in (overrides or {}).items() for part in item]
-    pairs += ["RESUME_FROM", str(folder), "RESUME", "false", "WEIGHT", "false"]
-    cfg = load_config([folder / "config.yaml"], pairs, model_schemas=MODEL_SCHEMAS)
+    cfg = read_folder(find_model(name_or_path), pairs)
     return Captioner(make_engine(cfg, pick_device(device)), cfg)

@@ -14,12 +14,12 @@ from torch import nn
 
 from ..datasets.batches import Batch
 from ..datasets.collate import collate
-from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, write_records
 from ..datasets.transforms.mapper import EvalMapper
 from ..modeling.systems import build_trained
 from ..utils import untrusted
 from ..utils.files import atomic_path
+from .model_folder import categories_for
 from .visualise import draw_record, print_record
 
 
@@ -43,7 +43,7 @@ class Predictor:
             UsageError: RESUME_FROM is empty.
             CheckpointError: the weights are missing or don't fit.
         """
-        categories = categories_of(cfg.DATASETS.TEST, cfg.DATASETS.ROOT or None)
+        categories = categories_for(cfg)
         model = build_trained(cfg, categories, device=device)
         inputs = cfg.COCO.INPUT
         return cls(model, categories, EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST))

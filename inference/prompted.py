@@ -14,13 +14,13 @@ from torch import nn
 
 from ..datasets.batches import Batch
 from ..datasets.collate import collate
-from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, Region
 from ..datasets.tasks import Prompt
 from ..datasets.transforms.prompt_mapper import PromptEvalMapper
 from ..modeling.systems import build_trained, find_system
 from ..utils.errors import UsageError
 from .asks import Ask, check_inside
+from .model_folder import categories_for
 from .prompt_mappers import evaluation_mapper
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PromptedPredictor:
             CheckpointError: the weights are missing or don't fit.
         """
         cfg = _with_own_words(cfg)
-        categories = categories_of([entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST], cfg.DATASETS.ROOT or None)
+        categories = categories_for(cfg)
         tokenizer = find_system(cfg.MODEL.NAME).tokenizer(cfg)
         model = build_trained(cfg, categories, tokenizer, device)
         return cls(model, categories, {task: evaluation_mapper(task, tokenizer, cfg) for task in TASKS})
