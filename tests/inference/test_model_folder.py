@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import locap
+from locap import entry
 from locap.datasets.records import Category
 from locap.datasets.shapes import CATEGORIES
 from locap.evaluation.report import EvaluationReport, Source, write_report
@@ -270,3 +271,26 @@ def test_pickles_and_code_in_a_folder_are_not_read(saved, tmp_path):
 
 def test_every_class_is_kept(saved):
     assert stored_categories(saved) == CATEGORIES
+
+
+# The command
+
+
+@pytest.mark.slow
+def test_the_command_writes_folders_and_says_what_it_cannot_do(runs, tmp_path, capfd, monkeypatch):
+    def export(*words: object) -> tuple[int, str]:
+        code = entry.main(["export", "--model", str(runs["pixelllm_model"]), *map(str, words)])
+        return code, capfd.readouterr().err
+
+    code, message = export("--to", "folder", "--output", tmp_path / "out", "--license", "mit")
+    assert (code, f"written: {tmp_path / 'out'}" in message) == (0, True), message
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    assert answer(locap.load(tmp_path / "out")) == answer(locap.load(runs["pixelllm_model"]))
+    code, message = export("--to", "original", "--output", tmp_path / "x.pt")
+    assert (code, "not written in this layout" in message) == (2, True), message
+    code, message = export("--to", "torch.export", "--output", tmp_path / "x.onnx")
+    assert (code, "torch.export writes .pt2 files" in message) == (2, True), message
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, message = export("--to", "hub", "--output", "owner/name")
+    assert (code, "The model is not uploaded" in message) == (5, True), message
+    assert "Traceback" not in message

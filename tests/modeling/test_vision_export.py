@@ -38,8 +38,7 @@ def build(system: str, module, *overrides: str, aids: bool = False):
 @pytest.mark.parametrize(
     ("system", "module", "overrides", "aids"),
     [
-        ("pix2cap_model", "tiny_pix2cap", SMALL, True),
-        ("pix2cap_model", "tiny_pix2cap", DEFORMABLE + SMALL, False),
+        ("pix2cap_model", "tiny_pix2cap", DEFORMABLE + SMALL, True),
         ("pixelllm_model", "tiny_pixelllm", SMALL[2:], False),
     ],
 )
