@@ -34,6 +34,7 @@ import argparse  # noqa: E402 - the package must exist first
 from locap.evaluation.command import add_arguments as add_scoring_arguments  # noqa: E402
 from locap.evaluation.command import compare_files, score_files  # noqa: E402
 from locap.inference import command as predict  # noqa: E402
+from locap.inference import export_command as export  # noqa: E402
 from locap.inference.config_arguments import add_config_arguments, device_of, read_config  # noqa: E402
 from locap.inference.demo import command as demo  # noqa: E402
 from locap.trainer import configs_command as configs  # noqa: E402
@@ -46,6 +47,7 @@ from locap.utils.logging import set_up_logging  # noqa: E402
 
 MODULES = {
     "predict": (predict, "describe images: everything, or what is asked about"),
+    "export": (export, "a model folder, weights for the original code, or the vision part; to disk or the hub"),
     "demo": (demo, "the same in the browser, and as a small HTTP service"),
     "data": (data, "list, download, verify, convert and show data sets"),
     "configs": (configs, "list, show, explain and compare configurations"),
@@ -79,10 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
-    export = commands.add_parser("export", help="write weights in the layout of the original code")
-    export.set_defaults(command=run_export)
-    add_export_arguments(export)
-    for command in (train, evaluate, export):
+    for command in (train, evaluate):
         add_config_arguments(command, required=command is train)
 
     merge = commands.add_parser("combine", help="add GRiT's captioner to X-Decoder's weights, to train Pix2Cap from")
@@ -101,16 +100,6 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(command=module.run)
         module.add_arguments(command)
     return parser
-
-
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of export."""
-    parser.add_argument("--model", metavar="FOLDER", help="a run folder; else --conf_files and RESUME_FROM")
-    parser.add_argument("--layout", default="original", choices=["original"], help="of the names (default: original)")
-    parser.add_argument(
-        "--like", metavar="FILE", help="file of the original, for tensors that it stores but never reads"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help=".pt as the original reads it, or .safetensors")
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -140,15 +129,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     with processes(cfg, device_of(cfg)) as world:
         return exit_code(evaluate(cfg, world, predictions=arguments.predictions))
-
-
-def run_export(arguments: argparse.Namespace) -> None:
-    """Write the weights of a run, or of RESUME_FROM, in another layout."""
-    cfg = read_config(arguments)
-    from locap.modeling.systems import export_weights
-
-    path = export_weights(cfg, arguments.output, layout=arguments.layout, like=arguments.like)
-    sys.stderr.write(f"written: {path}\n")
 
 
 def run_combine(arguments: argparse.Namespace) -> None:

@@ -20,14 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ..datasets.records import Category, Record
-from ..modeling.checkpoints.loader import find_weights
-from ..modeling.schemas import MODEL_SCHEMAS
-from ..utils.config import load_config
 from ..utils.devices import pick_device
-from ..utils.errors import CheckpointError, LocapError, UsageError
+from ..utils.errors import LocapError, UsageError
 from .asks import Ask, check_ask, check_inside, check_words
 from .engines import Engine, Watch, device_of, engine_of, make_engine
 from .images import ImageInput, record_of_image
+from .model_folder import find_model, push_model, read_folder, save_model
 from .prompt_values import boxes_of, masks_of, points_of
 from .results import Result
 from .streams import stream_texts
@@ -255,17 +253,15 @@ class Captioner:
             return [result for one in group for result in self._together([one], on_error)]
         return [self._result(*row) for row in zip(answered, records, asks, strict=True)]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a model folder, which `load` reads: config.yaml, model.safetensors and README.md."""
-        from .model_folder import save_model
+    def save(self, folder: str | Path, *, license: str = "other") -> Path:
+        """Write a model folder, see `save_model`; `load` takes it anywhere."""
+        return save_model(self, folder, license=license)
 
-        return save_model(self, folder)
-
-    def push_to_hub(self, name: str) -> str:
-        """Upload a model folder to the Hugging Face hub, as ``owner/name``; returns its address."""
-        from .model_folder import push_model
-
-        return push_model(self, name)
+    def push_to_hub(
+        self, name: str, *, private: bool = False, token: str | None = None, revision: str | None = None
+    ) -> str:
+        """Upload a model folder as ``owner/name``, see `push_model`; returns its address."""
+        return push_model(self, name, private=private, token=token, revision=revision)
 
     def _check_about(self, record: Record, asks: Sequence[Ask]) -> None:
         self.check(asks)
@@ -309,45 +305,9 @@ def load(
     """
     place = pick_device(device)
     computed = pick_dtype(dtype, place)
-    folder = _folder(name_or_path)
     pairs = [str(part) for item in (overrides or {}).items() for part in item]
-    pairs += ["RESUME_FROM", str(folder), "RESUME", "false", "WEIGHT", "false"]
-    cfg = load_config([folder / "config.yaml"], pairs, model_schemas=MODEL_SCHEMAS)
+    cfg = read_folder(find_model(name_or_path), pairs)
     return Captioner(make_engine(cfg, place), cfg, computed)
-
-
-def _folder(name_or_path: str | Path) -> Path:
-    """Return the folder that is meant, with a configuration and weights in it."""
-    folder = Path(name_or_path)
-    if folder.is_file():
-        fix = f"locap.load({str(folder.parent)!r})"
-        raise UsageError("A model is a folder, not a file.", value=str(folder), allowed=MODEL_FOLDER, fix=fix)
-    if not folder.is_dir():
-        from .model_folder import find_model
-
-        folder = find_model(name_or_path)
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(
-            "The folder holds no configuration.",
-            where=str(folder),
-            value="no config.yaml",
-            allowed=MODEL_FOLDER,
-            fix="give the folder of a run, or copy the config.yaml that the weights were trained with into it",
-        )
-    try:
-        find_weights(folder)
-    except CheckpointError:
-        raise CheckpointError(
-            "The folder holds no weights.",
-            where=str(folder),
-            value="no model.safetensors, no checkpoints",
-            allowed=MODEL_FOLDER,
-            fix="train until the first checkpoint (CHECKPOINT_EVERY_STEPS), or give the folder of another run",
-        ) from None
-    return folder
-
-
-MODEL_FOLDER = "a model folder (config.yaml and model.safetensors), a run folder, or OWNER/NAME on the hub"
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:

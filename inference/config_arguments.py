@@ -11,6 +11,7 @@ from omegaconf import read_write
 from ..modeling.schemas import MODEL_SCHEMAS
 from ..utils.config import load_config
 from ..utils.errors import UsageError
+from .model_folder import find_model, read_folder
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -22,16 +23,20 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 def read_config(arguments: argparse.Namespace) -> Any:
     """Load the configuration that the arguments describe."""
-    files, overrides = list(arguments.conf_files), list(arguments.overrides)
-    if getattr(arguments, "model", None):
-        files = files or [str(Path(arguments.model) / "config.yaml")]
-        overrides += ["RESUME_FROM", arguments.model, "RESUME", "false", "WEIGHT", "false"]
-    if not files:
+    files, overrides, more = list(arguments.conf_files), list(arguments.overrides), list(arguments.config_overrides)
+    model = getattr(arguments, "model", None)
+    if model:
+        model = find_model(model)
+        overrides += ["RESUME_FROM", str(model), "RESUME", "false", "WEIGHT", "false"]
+    elif not files:
         raise UsageError("There is no configuration.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
-    cfg = load_config(files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=list(arguments.config_overrides))
+    if files:
+        cfg = load_config(files, overrides, model_schemas=MODEL_SCHEMAS, config_overrides=more)
+    else:
+        cfg = read_folder(model, overrides, more)
     if not cfg.BASENAME:
         with read_write(cfg):
-            cfg.BASENAME = Path(files[0]).stem
+            cfg.BASENAME = Path(files[0]).stem if files else model.name
     return cfg
 
 

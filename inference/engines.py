@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..datasets.batches import Batch, PromptTargets
 from ..datasets.collate import collate
-from ..datasets.readers import categories_of
 from ..datasets.records import Category, Record, Region
 from ..datasets.tasks import Prompt
 from ..datasets.transforms.mapper import EvalMapper
@@ -23,6 +22,7 @@ from ..datasets.transforms.prompt_mapper import PromptEvalMapper
 from ..modeling.systems import build_trained, find_system
 from ..utils.errors import UsageError
 from .asks import Ask
+from .model_folder import categories_for
 from .prompt_mappers import evaluation_mapper
 
 TASKS = ("region", "refer", "trace", "detect")  # that `PromptEngine` asks for
@@ -248,8 +248,7 @@ def make_engine(cfg: Any, device: torch.device | str = "cpu") -> Engine:
         CheckpointError: the weights are missing or don't fit.
     """
     cfg = _with_own_words(cfg)
-    names = [entry.rpartition(":")[2] for entry in cfg.DATASETS.TEST]  # a task may stand before it
-    categories = categories_of(names, cfg.DATASETS.ROOT or None)
+    categories = categories_for(cfg)
     tokenizer = find_system(cfg.MODEL.NAME).tokenizer(cfg)
     return engine_of(build_trained(cfg, categories, tokenizer, device), cfg, categories, tokenizer)
 

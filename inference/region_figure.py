@@ -156,7 +156,8 @@ def region_figure(
     picture.thumbnail((max_width, max_width), Image.Resampling.BICUBIC)
     return (
         f'<figure class="{" ".join(kind)}"><figcaption dir="auto">{_safe(printable(title))}</figcaption>'
-        f'<div class="stage" style="max-width:{HIGHEST * size[0] / size[1]:.2f}rem"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}"'
+        f'<div class="stage" style="max-width:{HIGHEST * size[0] / size[1]:.2f}rem"><img src="{data_uri(picture)}"'
+        f' width="{picture.width}" height="{picture.height}"'
         f' loading="lazy" decoding="async" alt="{len(entries)} numbered regions">'
         f'<svg viewBox="0 0 {size[0]} {size[1]}" preserveAspectRatio="none">'
         f"{_areas(record, entries, size)}{_traces(record, told, size)}</svg></div>"

@@ -19,8 +19,10 @@ from ..utils.errors import UsageError, nearest
 from ..utils.files import write_tensors
 from . import build_pix2cap as pix2cap
 from . import build_pixelllm as pixelllm
+from . import vision_pix2cap, vision_pixelllm
 from .checkpoints.loader import find_weights, load_weights, read_weights
 from .layers.repeated import repeated_blocks
+from .vision import VisionPart
 
 Tensors = Mapping[str, Tensor]
 Layers = Sequence[Sequence[nn.Parameter]]
@@ -42,6 +44,7 @@ class System:
             They are called by their ``forward`` alone, each as often on every rank.
         layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
         exports: layout -> function (cfg, weights, weights to be like) -> weights in that layout.
+        vision: cfg, a copy of the model -> the part that reads images, for `vision_export`; None: it is not exported.
     """
 
     tokenizer: Callable[[Any], Any]
@@ -52,6 +55,7 @@ class System:
     blocks: Callable[[nn.Module], list[nn.Module]] = repeated_blocks
     layers: Callable[[nn.Module], Layers] | None = None
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
+    vision: Callable[[Any, nn.Module], VisionPart] | None = None
 
 
 SYSTEMS = {
@@ -62,6 +66,7 @@ SYSTEMS = {
         takes=pix2cap.takes,
         blocks=lambda m: repeated_blocks(m.backbone, m.pixel_decoder, m.decoder, m.captioner),
         exports={"original": pix2cap.original_pix2cap},
+        vision=vision_pix2cap.vision_part,
     ),
     "pixelllm_model": System(
         pixelllm.build_language_tokenizer,
@@ -71,6 +76,7 @@ SYSTEMS = {
         takes=pixelllm.takes,
         blocks=lambda m: repeated_blocks(m.encoder, m.language),
         layers=pixelllm.encoder_layers,
+        vision=vision_pixelllm.vision_part,
     ),
 }
 

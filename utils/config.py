@@ -107,9 +107,16 @@ def index_config(schema: type[ModelConfig] | None) -> KeyIndex:
     return KeyIndex(index_keys(Config, replace={"MODEL": known}), dead)
 
 
-def save_config(cfg: DictConfig, path: str | Path) -> Path:
-    """Write the configuration with a comment per key, atomically; the file can be given back as ``--conf_files``."""
-    lines = ["# A key whose comment begins with + is not in the original Pix2Cap configuration.", *_render(cfg, "")]
+def save_config(cfg: DictConfig, path: str | Path, *, omit: Sequence[str] = ()) -> Path:
+    """Write the configuration with a comment per key, atomically; the file can be given back as ``--conf_files``.
+
+    Args:
+        cfg: the configuration.
+        path: of the file.
+        omit: keys and sections that are left out; who reads the file gets their defaults.
+    """
+    title = "# A key whose comment begins with + is not in the original Pix2Cap configuration."
+    lines = [title, *_render(cfg, "", frozenset(omit))]
     return write_text(path, "".join(line + "\n" for line in lines))
 
 
@@ -344,16 +351,18 @@ def _one_line(problem: UsageError) -> str:
 # Writing
 
 
-def _render(node: DictConfig, indent: str) -> Iterator[str]:
+def _render(node: DictConfig, indent: str, omit: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[str]:
     """Yield the lines of a section: single values first come, first written, each with its meaning."""
     fields = {field.name: field for field in dataclasses.fields(OmegaConf.get_type(node))}
     for name in node:
         value = node[name]
+        if prefix + name in omit:
+            continue
         if isinstance(value, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(value)):
             title = OmegaConf.get_type(value).__doc__.splitlines()[0].rstrip(".")
             yield from ([] if indent else [""])
             yield f"{indent}{name}:  # {title}"
-            yield from _render(value, indent + "  ")
+            yield from _render(value, indent + "  ", omit, f"{prefix}{name}.")
         else:
             yield from _commented(f"{indent}{name}: {render_value(_plain(value, fields[name]))}", fields[name], indent)
 

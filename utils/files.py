@@ -62,11 +62,12 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> Pa
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Any]) -> Path:
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Path:
     """Write name -> tensor atomically, as safetensors, or as a flat dictionary by `torch.save` where the name says so.
 
     locap's own checkpoints are safetensors. ``.pt`` and ``.pth`` are for other code to read, which knows nothing else.
-    Tensors that share memory do so in a ``.pt`` as well; safetensors has no such thing and stores both.
+    Tensors that share memory do so in a ``.pt`` as well; safetensors has no such thing and stores both. ``metadata``
+    goes into the header of safetensors.
 
     Raises:
         CheckpointError: the disk is full, or cannot be written to; or the name has another ending.
@@ -79,7 +80,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any]) -> Path:
         raise CheckpointError("Weights are not written to such a file.", where=str(path), allowed=allowed)
     with disk_errors("The weights could not be written", path), atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
-            save_file(_without_sharing(tensors), temporary)
+            save_file(_without_sharing(tensors), temporary, dict(metadata) if metadata else None)
         else:
             _torch_save(dict(tensors), temporary)
     return path

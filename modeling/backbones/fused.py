@@ -65,7 +65,10 @@ class CanvasEncoder(nn.Module):
 
     def forward(self, images: Sequence[Tensor], *, canvas: tuple[int, int]) -> Tensor:
         """uint8 or float (3, H_i, W_i) each, 0-255, padded to the canvas -> (B, C, h, w), as precise as the encoder."""
-        x = self.images(images, canvas=canvas)  # padding is 0 after normalisation
+        return self.encode(self.images(images, canvas=canvas), canvas)  # padding is 0 after normalisation
+
+    def encode(self, x: Tensor, canvas: tuple[int, int]) -> Tensor:
+        """Encode normalised images (B, 3, H, W) of the canvas's size."""
         x = resize_map(x, self.input_size(canvas), mode="bilinear").to(next(self.encoder.parameters()).dtype)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.encoder(x)
@@ -118,10 +121,12 @@ class FusedEncoder(nn.Module):
         Returns:
             Every encoder's map (B, C, h, w) under its name and their concatenation under ``"fused"``.
         """
-        maps = {name: encoder(images, canvas=canvas) for name, encoder in self.encoders.items()}
+        return self.fused({name: encoder(images, canvas=canvas) for name, encoder in self.encoders.items()}, canvas)
+
+    def fused(self, maps: dict[str, Tensor], canvas: tuple[int, int]) -> dict[str, Tensor]:
+        """Return every encoder's map and their concatenation."""
         size = self.map_size(canvas, FUSED)
-        maps[FUSED] = torch.cat([resize_map(maps[name], size) for name in self.fuse], 1)
-        return maps
+        return {**maps, FUSED: torch.cat([resize_map(maps[name], size) for name in self.fuse], 1)}
 
     def map_size(self, canvas: tuple[int, int], name: str) -> tuple[int, int]:
         """Return the height and width of a map of `forward`."""

@@ -51,3 +51,14 @@ class ImageBatch(nn.Module):
                 for image in images
             ]
         )
+
+    def padded(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Do what `forward` does to images that share a tensor already, (B, 3, H, W), whatever fills the rest of it.
+
+        Args:
+            images: uint8 or float, each in the upper left corner.
+            sizes: int64 (B, 2), height and width of each.
+        """
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # B H W
+        return (images.float() - self.mean) / self.std * inside[:, None]

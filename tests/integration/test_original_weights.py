@@ -58,7 +58,7 @@ def test_train_evaluate_export_evaluate(original, locap, tiny, tmp_path):
     folder = tmp_path / "quickstart" / "run_1"
 
     exported = tmp_path / "exported.pt"
-    assert locap("export", "--model", folder, "--like", original, "--output", exported).code == 0
+    assert locap("export", "--model", folder, "--to", "original", "--like", original, "--output", exported).code == 0
     written = torch.load(exported, weights_only=True)
     assert written.keys() == tensors.keys()
     inert = "sem_seg_head.predictor.caping_embed"

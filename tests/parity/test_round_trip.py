@@ -208,9 +208,10 @@ def export(make_config, tmp_path, capfd):
     from locap.utils.config import save_config
 
     def run(weights: dict[str, Tensor], *options: object) -> tuple[int, str]:
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
         save_config(make_config("RESUME_FROM", str(tmp_path / "run")), tmp_path / "run" / "config.yaml")
         save_file(weights, tmp_path / "run" / "model.safetensors")
-        code = entry.main(["export", "--model", str(tmp_path / "run"), *map(str, options)])
+        code = entry.main(["export", "--model", str(tmp_path / "run"), "--to", "original", *map(str, options)])
         return code, capfd.readouterr().err
 
     return run

@@ -91,12 +91,15 @@ LINES = [
     mistake("evaluate --compare one.json", 2, "two result files or more"),
     mistake("evaluate --compare a.json b.json", 3, "a.json", "does not exist"),
     mistake("predict --image photo.jpg", 2, "give --conf_files FILE.yaml, or --model RUN_FOLDER"),
-    mistake("predict --model nowhere/run_1", 2, "config.yaml", "no such configuration file"),
+    mistake("predict --model ./nowhere/run_1", 2, "config.yaml", "no such model folder"),
+    mistake("predict --model nowhere/run_1", 5, "hf download nowhere/run_1"),
     mistake("predict --conf_files QS --box 5 5 1 1", 2, "corners of the box are exchanged"),
     mistake("predict --conf_files QS --box nan 0 1 1", 2, "box"),
     mistake("predict --conf_files QS --text ''", 2, "text"),
-    mistake("export --model nowhere --output out.pt", 2, "nowhere/config.yaml"),
-    mistake("export --conf_files QS --output out.pt", 2, "RESUME_FROM"),
+    mistake(
+        "export --model nowhere --to original --output out.pt", 2, "no such model folder", "nowhere", "config.yaml"
+    ),
+    mistake("export --conf_files QS --to original --output out.pt", 2, "RESUME_FROM"),
     mistake("combine --xdecoder nowhere.pt", 4, "nowhere.pt", "does not exist"),
 ]
 USAGE = [  # told by the parser of arguments, with the command's usage
@@ -108,8 +111,9 @@ USAGE = [  # told by the parser of arguments, with the command's usage
     ("predict --model run --box 1 2 3", "expected 4 arguments"),
     ("predict --model run --box 1 2 3 x", "invalid float value: 'x'"),
     ("predict --model run --point 1", "expected 2 arguments"),
-    ("export --model run", "--output"),
-    ("export --model run --layout other --output x.pt", "invalid choice: 'other'"),
+    ("export --model run --to folder", "--output"),
+    ("export --model run --output x.pt", "--to"),
+    ("export --model run --to other --output x.pt", "invalid choice: 'other'"),
     ("combine --xdecodr x.pt", "unrecognized arguments: --xdecodr"),
 ]
 

@@ -44,8 +44,11 @@ def test_an_unreachable_name_says_what_to_do(tmp_path, monkeypatch):
     ("error", "says"),
     [
         ("GatedRepoError", ("its repository is gated", "run `hf auth login` and accept its licence")),
-        ("RepositoryNotFoundError", ("has no such repository, or it is private", "hf download owner/model")),
-        ("RevisionNotFoundError", ("cannot be reached and nothing is cached", "local folder")),
+        (
+            "RepositoryNotFoundError",
+            ("has no such repository, or it is private", "hf download owner/model", "hf auth login"),
+        ),
+        ("RevisionNotFoundError", ("403", "nothing is cached", "local folder")),
     ],
 )
 def test_what_the_hub_answers_is_told_with_the_way_out(monkeypatch, tmp_path, error, says):
@@ -55,7 +58,7 @@ def test_what_the_hub_answers_is_told_with_the_way_out(monkeypatch, tmp_path, er
 
     asked = []
 
-    def answer(self, name, timeout):
+    def answer(self, name, revision, timeout):
         asked.append(timeout)
         raise getattr(errors, error)("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
 
