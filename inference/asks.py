@@ -1,14 +1,17 @@
-"""What a user may ask about an image: what is in a box or at a point, and where a phrase is."""
+"""What a user may ask about an image: what is in a box, at a point or under a mask, and where a phrase is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ..datasets.records import Region
+from ..datasets.records import Region, box_of_mask, decode_mask
 from ..datasets.tasks import Prompt
 from ..utils.errors import UsageError
+
+LENGTHS = {"box": 4, "point": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +19,24 @@ class Ask:
     """One question.
 
     Attributes:
-        kind: "box", "point" or "text".
-        value: (x0, y0, x1, y1) or (x, y), pixels of the original image; or the phrase.
+        kind: "box", "point", "mask" or "text".
+        value: (x0, y0, x1, y1) or (x, y), pixels of the original image; a run-length encoded mask of the image's size,
+            ``{"size": [height, width], "counts": str}``; or the phrase.
+        prompt: words of one's own instead of the system's instruction, such as a question; not for phrases.
     """
 
     kind: str
-    value: tuple[float, ...] | str
+    value: tuple[float, ...] | str | Mapping[str, Any]
+    prompt: str | None = None
 
     def __str__(self) -> str:
-        value = self.value if isinstance(self.value, str) else " ".join(f"{number:g}" for number in self.value)
-        return f"{self.kind} {value}"
+        words = "" if self.prompt is None else f' "{self.prompt}"'
+        return f"{self.kind} {self._shown()}{words}"
+
+    def _shown(self) -> str:
+        if self.kind == "mask":
+            return "x".join(str(side) for side in reversed(self.value["size"]))
+        return self.value if isinstance(self.value, str) else " ".join(f"{number:g}" for number in self.value)
 
     @property
     def task(self) -> str:
@@ -33,30 +44,41 @@ class Ask:
         return "refer" if self.kind == "text" else "region"
 
     def to_region(self, number: int) -> Region:
-        """Return what is known of its region, without an answer."""
+        """Return what is known of its region, without an answer; a mask brings its tight box."""
         if self.kind == "text":
             return Region(number, expressions=(self.value,))
+        if self.kind == "mask":
+            return Region(number, mask=self.value, box_xyxy=box_of_mask(decode_mask(self.value)))
         return Region(number, box_xyxy=self.value) if self.kind == "box" else Region(number, points=(self.value,))
 
     def to_prompt(self, number: int, instruction: str) -> Prompt:
-        """Return the prompt about region ``number``; of a point, the point itself goes beside it."""
+        """Return the prompt about region ``number``; of a point, the point itself goes beside it.
+
+        A mask asks with its tight box: prompted systems learnt from boxes and points.
+        """
         text = self.value if self.kind == "text" else ""
-        box = self.value if self.kind == "box" else None
+        region = self.to_region(number)
         return Prompt(
             self.task,
-            instruction.replace("{}", text),
+            instruction.replace("{}", text) if self.prompt is None else self.prompt,
             text,
-            box,
+            region.box_xyxy,
             located=self.task == "region",
-            region=self.to_region(number),
+            region=region,
             learns=(False, False, False),
         )
 
     def answer(self, number: int, found: Region) -> Region:
         """Return what was found, with what was asked exactly as it was asked."""
         asked = self.to_region(number)
-        box = found.box_xyxy if self.kind == "text" else asked.box_xyxy
-        return replace(found, id=number, box_xyxy=box, points=asked.points, expressions=asked.expressions)
+        return replace(
+            found,
+            id=number,
+            box_xyxy=asked.box_xyxy or found.box_xyxy,
+            mask=asked.mask or found.mask,
+            points=asked.points,
+            expressions=asked.expressions,
+        )
 
 
 def make_asks(given: Iterable[tuple[str, Sequence[float] | str]]) -> list[Ask]:
@@ -66,54 +88,79 @@ def make_asks(given: Iterable[tuple[str, Sequence[float] | str]]) -> list[Ask]:
         given: (kind, numbers or phrase) in their order.
 
     Raises:
-        UsageError: coordinates are not finite or inverted, a phrase is empty or not text.
+        UsageError: as `check_ask`.
     """
     asks = []
     for kind, value in given:
-        if kind == "text":
-            asks.append(Ask(kind, _checked_phrase(value)))
-        else:
-            asks.append(Ask(kind, tuple(float(number) for number in value)))
-            _check_numbers(asks[-1])
+        asks.append(Ask(kind, " ".join(value.split()) if kind == "text" else tuple(float(number) for number in value)))
+        check_ask(asks[-1], where=f"--{kind}")
     return asks
 
 
-def _checked_phrase(text: str) -> str:
-    phrase = " ".join(text.split())
-    if not any(map(str.isalnum, phrase)):
-        raise UsageError("The phrase is empty.", where="--text", value=text, allowed="words for a thing in the image")
+def check_ask(ask: Ask, where: str | None = None) -> None:
+    """Check a question by itself.
+
+    Args:
+        ask: the question.
+        where: how the user named it; by default, its kind.
+
+    Raises:
+        UsageError: coordinates are not finite or inverted, a mask is empty, a phrase is empty or not text.
+    """
+    where = where or ask.kind
+    if ask.kind == "text":
+        check_words(ask.value, where)
+    elif ask.kind == "mask":
+        if not decode_mask(ask.value).any():
+            raise UsageError("The mask is empty.", where=where, allowed="at least one pixel of the image")
+    else:
+        _check_numbers(ask, where)
+    if ask.prompt is not None:
+        check_words(ask.prompt, "prompt", what="prompt")
+
+
+def check_words(text: str, where: str, *, what: str = "phrase") -> None:
+    """Raise UsageError unless a text says something, in UTF-8."""
+    if not isinstance(text, str) or not any(map(str.isalnum, text)):
+        allowed = "words for a thing in the image" if what == "phrase" else "words"
+        raise UsageError(f"The {what} is empty.", where=where, value=text, allowed=allowed)
     try:
-        phrase.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError("The phrase is not text.", where="--text", value=text, allowed="UTF-8") from None
-    return phrase
+        raise UsageError(f"The {what} is not text.", where=where, value=text, allowed="UTF-8") from None
 
 
-def _check_numbers(ask: Ask) -> None:
-    if not all(map(math.isfinite, ask.value)):
-        raise UsageError("Not a place in an image.", where=f"--{ask.kind}", value=ask.value, allowed="finite numbers")
+def _check_numbers(ask: Ask, where: str) -> None:
+    if len(ask.value) != LENGTHS[ask.kind] or not all(map(math.isfinite, ask.value)):
+        allowed = f"{LENGTHS[ask.kind]} finite numbers: " + ("x0 y0 x1 y1" if ask.kind == "box" else "x y")
+        raise UsageError("Not a place in an image.", where=where, value=ask.value, allowed=allowed)
     if ask.kind == "box" and not (ask.value[0] < ask.value[2] and ask.value[1] < ask.value[3]):
         x0, y0, x1, y1 = ask.value
         corners = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
         empty = x0 == x1 or y0 == y1
         raise UsageError(
             "The box has no area." if empty else "The corners of the box are exchanged.",
-            where="--box",
+            where=where,
             value=ask.value,
             allowed="x0 y0 x1 y1 with x0 < x1 and y0 < y1, pixels from the upper left corner",
-            fix=None if empty else str(Ask("--box", corners)),
+            fix=None if empty else str(Ask(where, corners)),
         )
 
 
 def check_inside(asks: Sequence[Ask], height: int, width: int, image: str) -> None:
-    """Raise UsageError unless all boxes and points lie in an image of this size; ``image`` names it."""
+    """Raise UsageError unless all boxes, points and masks fit an image of this size; ``image`` names it."""
+    size = f"the image is {width} wide and {height} high"
     for ask in asks:
-        numbers = () if ask.kind == "text" else ask.value
+        where = f"{ask.kind}, image {image}"
+        if ask.kind == "mask" and list(ask.value["size"]) != [height, width]:
+            shown = "{} wide and {} high".format(*reversed(ask.value["size"]))
+            raise UsageError("The mask is of another size than the image.", where=where, value=shown, allowed=size)
+        numbers = ask.value if ask.kind in LENGTHS else ()
         inside = all(0 <= x <= width for x in numbers[::2]) and all(0 <= y <= height for y in numbers[1::2])
         if not inside:
             raise UsageError(
                 f"The {ask.kind} lies outside the image.",
-                where=f"--{ask.kind}, image {image}",
+                where=where,
                 value=ask.value,
-                allowed=f"x from 0 to {width}, y from 0 to {height}: the image is {width} wide and {height} high",
+                allowed=f"x from 0 to {width}, y from 0 to {height}: {size}",
             )

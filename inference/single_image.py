@@ -5,23 +5,22 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from ..datasets.batches import PromptTargets
 from ..datasets.readers import SHAPES_SPLITS, open_dataset
 from ..datasets.records import Record
 from ..datasets.shapes import Shapes
-from ..modeling.systems import SYSTEMS, find_system
+from ..modeling.systems import find_system
 from ..utils import untrusted
 from ..utils.errors import UsageError
 from .asks import Ask, check_inside
-from .predictor import Predictor, record_of_image, write_prediction
-from .prompted import PromptedPredictor, check_answerable
+from .captioner import Captioner
+from .engines import make_engine
+from .images import record_of_image
 
 _log = logging.getLogger(__name__)
 
@@ -52,39 +51,36 @@ def predict_images(
         DataError: an image is missing, before anything is computed, or unreadable.
         UsageError: the system takes no prompts, or one lies outside an image; before anything is computed.
     """
-    prompted = find_system(cfg.MODEL.NAME).targets is PromptTargets
-    if asks and not prompted:
-        _refuse(asks, cfg.MODEL.NAME)
     check_answerable(cfg, asks)
     for image in images or ():
         untrusted.require_file(image, what="image")
         if asks:
             check_inside(asks, *untrusted.read_image_size(image), Path(image).name)
     records = map(record_of_image, images) if images else [first_test_image(cfg)]
-    predictor = (PromptedPredictor if prompted else Predictor).from_config(cfg, device)
-    predict = partial(predictor.predict, asks=asks) if prompted else predictor.predict
-    prompts = [str(ask) for ask in asks]
+    captioner = Captioner(make_engine(cfg, device), cfg)
     console = Console()
     written: list[Path] = []
     taken: set[str] = set()
     for record in records:
-        stem = _unused(name or Path(str(record.image_id)).stem, taken)
-        pixels, prediction = record.read_image(), predict(record)
-        written += write_prediction(output, stem, pixels, prediction, predictor.categories, console, prompts)
+        result = captioner.ask(captioner.see(record), asks)
+        written += result.save(output, _unused(name or Path(str(record.image_id)).stem, taken))
+        result.print(console)
         _log.info("written: %s", ", ".join(str(path) for path in written[-2:]))
     return written
 
 
-def _refuse(asks: Sequence[Ask], name: str) -> None:
-    takers = [name for name, system in SYSTEMS.items() if system.targets is PromptTargets]
-    given = ", ".join(dict.fromkeys(f"--{ask.kind}" for ask in asks))
-    raise UsageError(
-        "This system takes no prompts: it describes everything that it finds.",
-        where=given,
-        value=name,
-        allowed=f"MODEL.NAME {' or '.join(takers)}" if takers else None,
-        fix=f"leave out {given}",
-    )
+def check_answerable(cfg: Any, asks: Sequence[Ask]) -> None:
+    """Raise UsageError when the configured system takes no such questions; before anything is loaded."""
+    takes = find_system(cfg.MODEL.NAME).takes(cfg)
+    for ask in asks:
+        if ask.kind not in takes:
+            raise UsageError(
+                f"This system takes no {ask.kind}.",
+                where=f"--{ask.kind}",
+                value=cfg.MODEL.NAME,
+                allowed=", ".join(f"--{kind}" for kind in sorted(takes)) or "no prompts: it describes all it finds",
+                fix=f"leave out --{ask.kind}",
+            )
 
 
 def _unused(stem: str, taken: set[str]) -> str:

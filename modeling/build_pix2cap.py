@@ -43,6 +43,11 @@ def build_tokenizer(cfg: Any) -> CaptionTokenizer:
     return CaptionTokenizer.from_pretrained(text.TOKENIZER, max_tokens=text.MAX_STEPS, keep=text.KEEP_LONG)
 
 
+def takes(cfg: Any) -> frozenset[str]:
+    """Return what may be asked: the queries of masks that fit answer for prompts, which it did not learn from."""
+    return frozenset({"box", "point", "mask", "text"})
+
+
 def build_pix2cap(cfg: Any, categories: Sequence[Category], tokenizer: CaptionTokenizer) -> Pix2Cap:
     """Assemble Pix2Cap and freeze what the configuration freezes.
 

@@ -47,6 +47,12 @@ def build_language_tokenizer(cfg: Any) -> LanguageTokenizer:
     return LanguageTokenizer.from_pretrained(text.TOKENIZER, text.MAX_STEPS)
 
 
+def takes(cfg: Any) -> frozenset[str]:
+    """Return what may be asked; boxes encoded as published leave no way to ask about a point."""
+    points = set() if cfg.MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS else {"point"}
+    return frozenset({"box", "mask", "text", "prompt"} | points)
+
+
 def build_pixelllm(cfg: Any, categories: Sequence[Category], tokenizer: LanguageTokenizer) -> PixelLLM:
     """Assemble PixelLLM and freeze what the configuration freezes.
 

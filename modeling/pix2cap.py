@@ -11,20 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..datasets.batches import Batch
-from ..datasets.records import Category, Record
+from ..datasets.records import Category, Record, Region
 from ..utils.errors import NumericError
 from ..utils.tokenizers import CaptionTokenizer
+from .heads.asked_regions import choose_queries, found_regions
 from .heads.dense import DenseHead
-from .heads.masks import Frame, QueryMasks
 from .heads.panoptic import PanopticThresholds
 from .heads.results import record_of
-from .heads.segmentation import InferenceModes, Segmentation, segment
+from .heads.seen_images import SeenImage, seen_images
+from .heads.segmentation import InferenceModes, Segmentation
 from .layers.frozen import rest_frozen
 from .layers.gradient import scale_gradient
 from .layers.images import ImageBatch
@@ -39,6 +41,7 @@ from .region_encoders.query_decoder import DecodedQueries, QueryDecoder, QueryPr
 from .region_encoders.region_tokens import RegionTokens
 from .text_decoders.bert_captioner import BertCaptioner
 from .text_decoders.captions import Caption, CaptionSearch, write_captions
+from .text_decoders.generation import WatchRegions, watch_words
 from .text_encoders.class_texts import ClassTexts
 from .text_encoders.clip_text import ClipTextEncoder
 
@@ -267,26 +270,27 @@ class Pix2Cap(nn.Module):
             A record per image at its output size. Each of the modes fills its own fields: an id map and a region per
             segment, with category, box, score (of the class) and caption; ``instances``; ``semantic``.
         """
-        return self._by_size(self._predict, batch)
+        return self._by_size(lambda part: self.describe(self._see(part)), batch)
 
-    def _predict(self, batch: Batch) -> list[Record]:
-        images = self.images(batch.images)
-        decoded, features = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
-        found = self._segment(decoded, tuple(images.shape[-2:]), batch)
-        views = split_images(decoded.points[-1], decoded, features["res2"], self.num_objects)
-        captions = self._describe(views, [segmentation.queries for segmentation in found])
-        rows = zip(batch.image_ids, batch.output_sizes, found, captions, strict=True)
-        return [record_of(image_id, size, masks, self.categories, texts) for image_id, size, masks, texts in rows]
+    @torch.no_grad()
+    def see(self, batch: Batch) -> list[SeenImage]:
+        """Encode images; all that is said of them later starts here: `describe`, `answer`."""
+        return self._by_size(self._see, batch)
 
     @torch.no_grad()
     def segment(self, batch: Batch) -> list[Segmentation]:
         """Segment images without describing them: the tensors behind the records, see `Segmentation`."""
-        return self._by_size(self._see, batch)
+        return [self._segmented(image) for image in self.see(batch)]
 
-    def _see(self, batch: Batch) -> list[Segmentation]:
+    def _see(self, batch: Batch) -> list[SeenImage]:
         images = self.images(batch.images)
-        decoded, _ = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
-        return self._segment(decoded, tuple(images.shape[-2:]), batch)
+        decoded, features = self.encode(images, self.class_texts.ensemble(self.lang_encoder))
+        padded, fine = images.shape[-2:], features["res2"]
+        return seen_images(decoded, fine, batch, padded=padded, num_objects=self.num_objects)
+
+    def _segmented(self, image: SeenImage) -> Segmentation:
+        class_query = self.class_query_in_panoptic
+        return image.segmented(self.categories, self.modes, self.thresholds, class_query=class_query)
 
     def _by_size(self, function: Callable[[Batch], list], batch: Batch) -> list:
         """Call with the images of one padded size after the other; answers in the order of the batch."""
@@ -297,25 +301,71 @@ class Pix2Cap(nn.Module):
             answers |= zip(rows, function(batch.select(rows)), strict=True)
         return [answers[row] for row in range(len(batch))]
 
-    def _segment(self, decoded: DecodedQueries, padded: tuple[int, int], batch: Batch) -> list[Segmentation]:
-        last, found = decoded.points[-1], []
-        rows = None if self.class_query_in_panoptic else self.num_objects
-        is_thing = [category.is_thing for category in self.categories]
-        for index, (pixels, output) in enumerate(zip(batch.images, batch.output_sizes, strict=True)):
-            frame = Frame(padded, tuple(pixels.shape[-2:]), output)
-            masks = QueryMasks(last.mask_embed[index, :rows], decoded.mask_features[index], frame)
-            logits, boxes = last.class_logits[index, :rows], last.boxes_cxcywh[index, :rows]
-            found.append(segment(logits, masks, boxes, is_thing, self.modes, self.thresholds))
-        return found
+    @torch.no_grad()
+    def describe(self, seen: Sequence[SeenImage], watch: WatchRegions | None = None) -> list[Record]:
+        """Return what `predict` does about images that are seen already; ``watch`` is shown words of ``regions``."""
+        found = [self._segmented(image) for image in seen]
+        regions = [[segment.query for segment in part.panoptic.segments] if part.panoptic else [] for part in found]
+        captions = self._describe(seen, [part.queries for part in found], regions, watch)
+        rows = zip(seen, found, captions, strict=True)
+        return [record_of(i.image_id, i.frame.output, part, self.categories, texts) for i, part, texts in rows]
 
-    def _describe(self, images: list[ImageQueries], queries: list[list[int]]) -> list[dict[int, Caption]]:
-        """Describe these queries of each image, all in one search; the class query has nothing to say."""
+    @torch.no_grad()
+    def answer(
+        self, seen: Sequence[SeenImage], asked: Sequence[Sequence[Region]], watch: WatchRegions | None = None
+    ) -> list[list[Region]]:
+        """Describe the regions that are asked about, and find phrases, though nothing was learnt from prompts.
+
+        What has a mask, box or point is what the object query sees whose mask fits best (`QueryChooser`), and is
+        described, all of all images in one search. An expression is what the query sees that is most like it, as
+        classes are told (X-Decoder); it gets no caption.
+
+        Args:
+            seen: the images.
+            asked: of each image, with a mask, a box, a point or an expression, pixels of the output.
+            watch: is shown (image, place in ``asked``) and the words so far.
+
+        Returns:
+            As many regions in the same order; nothing but what was asked where no query fits.
+        """
+        choices = [
+            choose_queries(image, regions, partial(self._likeness, image))
+            for image, regions in zip(seen, asked, strict=True)
+        ]
+        told = [[None if choice is None else choice.described for choice in row] for row in choices]
+        wanted = [list(dict.fromkeys(query for query in row if query is not None)) for row in told]
+        captions = self._describe(seen, wanted, told, watch)
+        rows = zip(seen, asked, choices, captions, strict=True)
+        return [found_regions(image, regions, row, self.categories, texts) for image, regions, row, texts in rows]
+
+    def _likeness(self, image: SeenImage, phrases: Sequence[str]) -> Tensor:
+        """Return logits of phrases and of the background for every object query, float32 (Q, N + 1)."""
+        texts = self.class_texts.phrases(self.lang_encoder, phrases)
+        return self.decoder.classifier(image.objects.hidden[None], texts, self.lang_encoder.logit_scale)[0].float()
+
+    def _describe(
+        self,
+        seen: Sequence[SeenImage],
+        queries: Sequence[Sequence[int]],
+        regions: Sequence[Sequence[int | None]],
+        watch: WatchRegions | None,
+    ) -> list[dict[int, Caption]]:
+        """Describe these queries of each image, all in one search; the class query has nothing to say.
+
+        ``regions`` are the queries of each image's regions, by whose places ``watch`` is shown the words.
+        """
         if self.search.queries == "all":
-            queries = [list(range(self.num_objects)) for _ in images]
+            queries = [list(range(self.num_objects)) for _ in seen]
         wanted = [[query for query in rows if query < self.num_objects] for rows in queries]
         tokens = [
-            self._read_regions(image, torch.tensor(rows, dtype=torch.long, device=image.hidden.device))
-            for image, rows in zip(images, wanted, strict=True)
+            self._read_regions(image.objects, torch.tensor(rows, dtype=torch.long, device=image.objects.hidden.device))
+            for image, rows in zip(seen, wanted, strict=True)
         ]
-        texts = iter(write_captions(self.captioner, torch.cat(tokens), self.tokenizer, self.search))
+        places = [
+            [(k, number) for number, own in enumerate(regions[k]) if own == query]
+            for k, rows in enumerate(wanted)
+            for query in rows
+        ]
+        look = watch_words(watch, places, self.tokenizer.decode)
+        texts = iter(write_captions(self.captioner, torch.cat(tokens), self.tokenizer, self.search, look))
         return [{query: next(texts) for query in rows} for rows in wanted]

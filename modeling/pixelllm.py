@@ -37,7 +37,7 @@ from .region_encoders.grid_features import GridFeatures
 from .region_encoders.location_prompts import LocationPrompts, box_prompt
 from .region_encoders.prompt_features import PromptFeatures
 from .region_encoders.prompt_rows import PromptRows, group_prompts
-from .text_decoders.generation import GeneratedText, Search
+from .text_decoders.generation import GeneratedText, Search, WatchRegions, watch_words
 
 Maps = dict[str, Tensor]
 
@@ -217,36 +217,37 @@ class PixelLLM(nn.Module):
         return self.answer(self.encode(batch.images), batch)
 
     @torch.no_grad()
-    def answer(self, maps: Maps, batch: Batch) -> list[Record]:
-        """Answer prompts about images that are encoded already."""
+    def answer(self, maps: Maps, batch: Batch, watch: WatchRegions | None = None) -> list[Record]:
+        """Answer prompts about images that are encoded already; ``watch`` is shown the words so far of each prompt."""
         records = [Record(i, *size) for i, size in zip(batch.image_ids, batch.output_sizes, strict=True)]
         groups = group_prompts(
             batch.targets, pad_id=self.tokenizer.pad_id, device=batch.images[0].device, all_rows=True
         )
         ways = {"detect": self._describe_found, "refer": self._find}
         for rows in groups:
-            answers = ways.get(rows.task, self._describe)(maps, rows)
+            answers = ways.get(rows.task, self._describe)(maps, rows, watch)
             for index, given in zip(rows.images, answers.split(), strict=True):
                 answer_records(records[index], batch.targets[index], given, canvas=self.canvas)
         return records
 
-    def _describe(self, maps: Maps, rows: PromptRows) -> Answers:
+    def _describe(self, maps: Maps, rows: PromptRows, watch: WatchRegions | None) -> Answers:
         visual, points = self.look(maps, rows), None
         if rows.task == "trace" and self.prediction.given_words:
             states = self.language.states(visual, rows.context, rows.text)
             found = GeneratedText(rows.text, states.new_zeros(len(rows)), states)
         else:
             search = replace(self.prediction.search, keep_states=rows.task == "trace")
-            found = write_texts(self.language, visual, rows.context, search)
+            look = watch_words(watch, [[place] for place in rows.places], self.tokenizer.decode)
+            found = write_texts(self.language, visual, rows.context, search, look)
         if found.states is not None:
             points = self.locate(maps, rows, found.states).points
         return Answers.of_texts(found, rows.counts, self.tokenizer, points, by_piece=self.prediction.given_words)
 
-    def _describe_found(self, maps: Maps, rows: PromptRows) -> Answers:
+    def _describe_found(self, maps: Maps, rows: PromptRows, watch: WatchRegions | None) -> Answers:
         """Detect, then describe all boxes of all images in one search."""
         found = self.detect(maps, rows.images)
         rows = rows.asking([boxes.xyxy for boxes in found])
-        answers = self._describe(maps, rows)
+        answers = self._describe(maps, rows, watch)
         answers.boxes, answers.scores = rows.boxes_xyxy, torch.cat([boxes.scores for boxes in found])
         if self.prediction.caption_in_score:
             answers.scores = (answers.scores * torch.tensor(answers.text_scores).to(answers.scores).exp()).sqrt()
@@ -257,7 +258,7 @@ class PixelLLM(nn.Module):
         features = maps[self.text_map][list(images)]
         return self.detector.detect(self.detector(features, self.canvas))
 
-    def _find(self, maps: Maps, rows: PromptRows) -> Answers:
+    def _find(self, maps: Maps, rows: PromptRows, watch: WatchRegions | None) -> Answers:
         visual = self.look(maps, rows)
         words = self.locate(maps, rows, self.language.states(visual, rows.context, rows.text))
         answers = Answers(rows.counts, boxes=points_to_boxes(words.points, self.criterion.last_pieces(rows)))

@@ -24,6 +24,7 @@ from .layers.repeated import repeated_blocks
 
 Tensors = Mapping[str, Tensor]
 Layers = Sequence[Sequence[nn.Parameter]]
+QUESTIONS = ("box", "point", "mask", "text", "prompt")  # "text" finds a phrase, "prompt" are words of one's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class System:
         starts_fresh: beginnings of names that weights to start *training* from may lack, besides all that their layout
             never has.
         targets: kind of a batch's targets; of `PromptTargets` the data sets are named with their tasks.
+        takes: cfg -> what may be asked about an image: some of `QUESTIONS`.
         blocks: model -> its repeated layers, such as those of its transformers: what is sharded or compiled one by one.
             They are called by their ``forward`` alone, each as often on every rank.
         layers: model -> parameters of its encoder's layers, the input first, for SOLVER.LAYER_DECAY; None: it has none.
@@ -46,6 +48,7 @@ class System:
     model: Callable[[Any, Sequence[Category], Any], nn.Module]
     starts_fresh: tuple[str, ...] = ()
     targets: type[Targets] = RegionTargets
+    takes: Callable[[Any], frozenset[str]] = lambda cfg: frozenset()
     blocks: Callable[[nn.Module], list[nn.Module]] = repeated_blocks
     layers: Callable[[nn.Module], Layers] | None = None
     exports: Mapping[str, Callable[[Any, Tensors, Tensors | None], Tensors]] = field(default_factory=dict)
@@ -56,6 +59,7 @@ SYSTEMS = {
         pix2cap.build_tokenizer,
         pix2cap.build_pix2cap,
         pix2cap.STARTS_FRESH,
+        takes=pix2cap.takes,
         blocks=lambda m: repeated_blocks(m.backbone, m.pixel_decoder, m.decoder, m.captioner),
         exports={"original": pix2cap.original_pix2cap},
     ),
@@ -64,6 +68,7 @@ SYSTEMS = {
         pixelllm.build_pixelllm,
         pixelllm.STARTS_FRESH,
         targets=PromptTargets,
+        takes=pixelllm.takes,
         blocks=lambda m: repeated_blocks(m.encoder, m.language),
         layers=pixelllm.encoder_layers,
     ),

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from ..datasets.records import Record, read_records
 from ..datasets.shapes import Shapes
-from ..datasets.transforms.mapper import EvalMapper
 from ..evaluation.report import exit_code
-from ..inference.predictor import Predictor, write_prediction
+from ..inference.captioner import Captioner
 from ..inference.report import write_report
 from .distributed import World, processes
 from .experiment import TrainingRun
@@ -56,10 +55,9 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
     """Caption an unseen scene and write the report."""
     cfg, categories = run.cfg, run.experiment.eval_sets[0].reader.categories
     scene = Shapes(1, seed=cfg.SHAPES.SEED, split="test", image_size=cfg.SHAPES.IMAGE_SIZE)[0]
-    pixels = scene.read_image()
-    predictor = Predictor(run.model, categories, EvalMapper(shortest=None))
-    prediction = predictor.predict(scene)
-    write_prediction(output, "example", pixels, prediction, categories, Console())
+    example = Captioner.of_model(run.model, cfg, categories).set_image(scene).caption_everything()
+    example.save(output, "example")
+    example.print(Console())
     parameters = sum(p.numel() for p in run.model.parameters())
     return write_report(
         output / "report.html",
@@ -68,7 +66,7 @@ def write_page(run: TrainingRun, figures: dict[str, float], output: Path, *, min
         categories=categories,
         figures={name: figures.get(name) for name in {**GOALS, **figures}},
         goals=GOALS,
-        example=(pixels, prediction),
+        example=(example.pixels, example.record),
         grids={"Unseen scenes: truth and prediction": comparison(run)},
         config_summary={
             "training and evaluation": f"{minutes:.1f} minutes",

@@ -191,15 +191,28 @@ class PromptEvalMapper:
         Raises:
             DataError: as `PromptMapper`.
         """
-        canvas = fit_canvas(record.height, record.width, side=self.image_size, published=self.published)
+        targets = self.targets(record, prompts, points)
+        return Sample(self.image(record), record.image_id, (record.height, record.width), targets)
+
+    def image(self, record: Record) -> Tensor:
+        """Return the image on its canvas, uint8 (3, side, side); the same for every task. Raises as `sample`."""
+        return self._canvas(record).apply_image(read_checked_image(record))
+
+    def targets(
+        self, record: Record, prompts: Sequence[Prompt], points: Mapping[int, tuple[float, float]] | None = None
+    ) -> PromptTargets:
+        """Return given prompts on the canvas; arguments as `sample`. The image is not read."""
+        canvas = self._canvas(record)
         shown = visible_prompts(prompts, canvas)
         rows = {id(prompt): row for row, prompt in enumerate(shown)}
         pointed = {rows[id(prompts[k])]: point for k, point in (points or {}).items() if id(prompts[k]) in rows}
         masks = read_masks(record, [prompt for prompt in shown if self.with_masks and prompt.learns[2]])
         targets = self.writer(shown, canvas, masks, pointed)
         targets.task = self.task
-        pixels = canvas.apply_image(read_checked_image(record))
-        return Sample(pixels, record.image_id, (record.height, record.width), targets)
+        return targets
+
+    def _canvas(self, record: Record) -> Canvas:
+        return fit_canvas(record.height, record.width, side=self.image_size, published=self.published)
 
 
 class PromptWriter:

@@ -15,7 +15,7 @@ from ...utils.errors import DataError, UsageError
 from ..captioner import Seen
 from ..results import Result
 from ..visualise import draw_record
-from .questions import ask_of_painting, checked_asks, checked_words
+from .questions import ask_of_painting, checked_asks
 from .service import Service
 from .uploads import decode_file, painted
 
@@ -137,14 +137,13 @@ class Callbacks:
         """
         desk = _opened(desk)
         given = self._given(desk, mode, place, layers, phrase)
-        asks = checked_asks(given, desk.seen.record.height, desk.seen.record.width)
-        prompt = None if question is None or not asks else checked_words(question, "question")
+        asks = checked_asks(given, desk.seen.record.height, desk.seen.record.width, question)
         if self.service.streams(asks):
             result = None
-            for result in self.service.stream(desk.seen, asks, prompt):
+            for result in self.service.stream(desk.seen, asks):
                 yield Answer(None, text_of(result), rows_of(result))
         else:
-            result = self.service.ask(desk.seen, asks, prompt)
+            result = self.service.ask(desk.seen, asks)
         if result is not None:
             picture = draw_record(result.pixels, result.record, result.categories, panel="none")
             yield Answer(picture, text_of(result), rows_of(result))
@@ -155,9 +154,7 @@ class Callbacks:
         picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         return Desk(seen, np.asarray(picture))
 
-    def _given(
-        self, desk: Desk, mode: str, place: str, layers: Sequence[Any], phrase: str
-    ) -> list[tuple[str, Any]]:
+    def _given(self, desk: Desk, mode: str, place: str, layers: Sequence[Any], phrase: str) -> list[tuple[str, Any]]:
         if mode not in self.modes:
             raise UsageError("There is no such mode.", value=mode, allowed=", ".join(self.modes))
         kind = MODES[mode]

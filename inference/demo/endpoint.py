@@ -24,7 +24,7 @@ from ..asks import Ask
 from ..captioner import Seen
 from ..results import Result
 from .callbacks import box_of, rows_of, text_of
-from .questions import ask_of_painting, checked_asks, checked_words
+from .questions import ask_of_painting, checked_asks
 from .schema import ChatRequest
 from .service import BusyError, FailedError, Service, friendly
 from .uploads import OPAQUE, decode_data_uri
@@ -60,15 +60,15 @@ def make_app(service: Service, *, api_key: str | None = None, auth: tuple[str, s
         if len(asked.images) != 1:
             raise UsageError("A request is about one image.", value=len(asked.images), allowed="one image_url")
         if asked.stream:
-            seen, asks, prompt = await _turn(service, request, lambda: _prepare(service, asked))
-            return StreamingResponse(_events(service, seen, asks, prompt), media_type="text/event-stream")
-        result = await _turn(service, request, lambda: service.answer(*_prepare(service, asked)))
+            seen, asks = await _turn(service, request, lambda: _prepare(service, asked))
+            return StreamingResponse(_events(service, seen, asks), media_type="text/event-stream")
+        result = await _turn(service, request, lambda: service.captioner.ask(*_prepare(service, asked)))
         return JSONResponse(_completion(service, result))
 
     return app
 
 
-def _prepare(service: Service, asked: ChatRequest) -> tuple[Seen, list[Ask], str | None]:
+def _prepare(service: Service, asked: ChatRequest) -> tuple[Seen, list[Ask]]:
     """Decode and encode the image, and check the questions; runs in the model's thread."""
     pixels, alpha = decode_data_uri(asked.images[0])
     height, width = pixels.shape[:2]
@@ -77,11 +77,11 @@ def _prepare(service: Service, asked: ChatRequest) -> tuple[Seen, list[Ask], str
         given = [ask_of_painting(alpha >= OPAQUE)]  # as in the server of Describe Anything: the opaque part is meant
     prompt = None
     if "prompt" in service.takes and asked.words.strip():
-        prompt = checked_words(asked.words, "prompt")
+        prompt = asked.words
         given = given or [("box", (0, 0, width, height))]
-    asks = checked_asks(given, height, width)
+    asks = checked_asks(given, height, width, prompt)
     service.captioner.check(asks)
-    return service.captioner.see(pixels), asks, prompt
+    return service.captioner.see(pixels), asks
 
 
 async def _turn(service: Service, request: Request, function: Callable[[], Any]) -> Any:
@@ -133,10 +133,10 @@ def _is_placed(region: Region) -> bool:
     return region.box_xyxy is not None or region.mask is not None
 
 
-async def _events(service: Service, seen: Seen, asks: Sequence[Ask], prompt: str | None) -> AsyncIterator[str]:
+async def _events(service: Service, seen: Seen, asks: Sequence[Ask]) -> AsyncIterator[str]:
     """Yield server-sent events: text that is new, then the regions, then ``[DONE]``."""
     head = _head(service, "chat.completion.chunk")
-    results = _growing(service, seen, asks, prompt)
+    results = _growing(service, seen, asks)
     told, result = "", None
     try:
         async for result in iterate_in_threadpool(results):
@@ -154,11 +154,11 @@ async def _events(service: Service, seen: Seen, asks: Sequence[Ask], prompt: str
     yield "data: [DONE]\n\n"
 
 
-def _growing(service: Service, seen: Seen, asks: Sequence[Ask], prompt: str | None) -> Any:
+def _growing(service: Service, seen: Seen, asks: Sequence[Ask]) -> Any:
     if service.streams(asks):
-        yield from service.stream(seen, asks, prompt)
+        yield from service.stream(seen, asks)
     else:
-        yield service.ask(seen, asks, prompt)
+        yield service.ask(seen, asks)
 
 
 def _event(head: dict[str, Any], delta: dict[str, str], finish: str | None = None, **more: Any) -> str:

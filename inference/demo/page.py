@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABCMeta
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,9 @@ class _UploadedFiles:
         return await super().async_move_resource_to_block_cache(str(path))
 
 
-class UploadedImage(_UploadedFiles, gradio.Image):
-    """An image that is handed on as a file, undecoded."""
-
+class _ImageFile(_UploadedFiles):
     def preprocess(self, payload: Any) -> str | None:
-        """Return the file."""
+        """Return the file, undecoded."""
         return None if payload is None else payload.path
 
     def get_block_name(self) -> str:
@@ -58,16 +57,23 @@ class UploadedImage(_UploadedFiles, gradio.Image):
         return "image"
 
 
-class UploadedPainting(_UploadedFiles, gradio.ImageEditor):
-    """A painting whose layers are handed on as files or bytes, undecoded."""
-
+class _PaintingFiles(_UploadedFiles):
     def convert_and_format_image(self, file: Any, flatten_on_white: bool = False) -> str | bytes | None:
-        """Return the file or its bytes."""
+        """Return the file of a layer, or its bytes, undecoded."""
         return file if file is None or isinstance(file, (bytes, bytearray, memoryview)) else file.path
 
     def get_block_name(self) -> str:
         """Return the name of the component in the browser."""
         return "imageeditor"
+
+
+def _component(name: str, changes: type, component: type) -> type:
+    """Derive a component; not by ``class``, for which gradio writes a file of type hints beside this one."""
+    return ABCMeta.__new__(type(component), name, (changes, component), {"__module__": __name__})
+
+
+UploadedImage = _component("UploadedImage", _ImageFile, gradio.Image)
+UploadedPainting = _component("UploadedPainting", _PaintingFiles, gradio.ImageEditor)
 
 
 class Page:

@@ -15,13 +15,14 @@ from ..asks import Ask
 from .limits import MAX_CHARACTERS, MAX_IMAGE_PIXELS, MAX_REGIONS
 
 
-def checked_asks(given: Iterable[tuple[str, Any]], height: int, width: int) -> list[Ask]:
+def checked_asks(given: Iterable[tuple[str, Any]], height: int, width: int, prompt: str | None = None) -> list[Ask]:
     """Return the questions about an image.
 
     Args:
         given: ("box", four numbers), ("point", two numbers), ("mask", run-length encoded) or ("text", a phrase).
         height: of the image; boxes are clipped to it, exchanged corners are put right.
         width: of the image.
+        prompt: the user's own words; None asks in the system's.
 
     Raises:
         UsageError: too many; not finite, outside the image or without area; a phrase is empty or too long.
@@ -30,8 +31,9 @@ def checked_asks(given: Iterable[tuple[str, Any]], height: int, width: int) -> l
     given = list(given)
     if len(given) > MAX_REGIONS:
         raise UsageError("Too many regions.", value=len(given), allowed=f"up to {MAX_REGIONS} at once")
+    words = None if prompt is None else checked_words(prompt, "question")
     check = {"box": _box, "point": _point, "mask": _mask, "text": _text}
-    return [Ask(kind, check[kind](value, height, width)) for kind, value in given]
+    return [Ask(kind, check[kind](value, height, width), words) for kind, value in given]
 
 
 def checked_words(text: str, what: str) -> str:
@@ -86,9 +88,7 @@ def _finite(value: Sequence[float], kind: str) -> list[float]:
 def _mask(value: Mapping[str, Any], height: int, width: int) -> Rle:
     mask = untrusted.decode_rle(value, max_pixels=MAX_IMAGE_PIXELS)
     if mask.shape != (height, width):
-        raise UsageError(
-            "The mask is not of the image's size.", value=list(mask.shape), allowed=f"[{height}, {width}]"
-        )
+        raise UsageError("The mask is not of the image's size.", value=list(mask.shape), allowed=f"[{height}, {width}]")
     return ask_of_painting(mask)[1]
 
 

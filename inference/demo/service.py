@@ -8,13 +8,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...utils.endings import explain
-from ...utils.errors import LocapError, UsageError, shortened
+from ...utils.errors import LocapError, shortened
 from ..asks import Ask
 from ..captioner import Captioner, Seen
 from ..results import Result
@@ -54,20 +55,19 @@ class Service:
         """Decode and encode an image; waits for its turn, so that few images are decoded at a time."""
         return self.submit(lambda: self.captioner.see(decode())).result()
 
-    def ask(self, seen: Seen, asks: Sequence[Ask] = (), prompt: str | None = None) -> Result:
+    def ask(self, seen: Seen, asks: Sequence[Ask] = ()) -> Result:
         """Answer questions about an encoded image; waits for its turn."""
-        return self.submit(self.answer, seen, asks, prompt).result()
+        return self.submit(self.captioner.ask, seen, asks).result()
 
     def streams(self, asks: Sequence[Ask]) -> bool:
-        """Whether the captions of these regions can be followed while they are written."""
-        places = bool(asks) and all(ask.kind != "text" for ask in asks)
-        return places and callable(getattr(self.captioner, "stream", None))
+        """Whether the captions of these regions are worth following: systems that take words write long ones."""
+        return bool(asks) and all(ask.kind != "text" for ask in asks) and "prompt" in self.takes
 
-    def stream(self, seen: Seen, asks: Sequence[Ask], prompt: str | None = None) -> Iterator[Result]:
+    def stream(self, seen: Seen, asks: Sequence[Ask]) -> Iterator[Result]:
         """Yield the answer as it grows; closing the iterator stops the generation at its next word."""
         pieces: queue.Queue[Result | None] = queue.Queue()
         left = threading.Event()
-        future = self.submit(self._stream, seen, asks, prompt, pieces.put, left)
+        future = self.submit(self._stream, seen, asks, pieces.put, left)
         future.add_done_callback(lambda _: pieces.put(None))
         try:
             while (piece := pieces.get()) is not None:
@@ -93,37 +93,15 @@ class Service:
         """Answer what has begun, and no more."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def answer(self, seen: Seen, asks: Sequence[Ask], prompt: str | None = None) -> Result:
-        """Answer at once: for use within a function given to `submit`."""
-        self._check(asks, prompt)
-        words = {} if prompt is None else {"prompt": prompt}
-        return self.captioner.ask(seen, asks, **words)
-
-    def _stream(
-        self,
-        seen: Seen,
-        asks: Sequence[Ask],
-        prompt: str | None,
-        tell: Callable[[Result], None],
-        left: threading.Event,
-    ) -> None:
-        self._check(asks, prompt)
-        words = {} if prompt is None else {"prompt": prompt}
+    def _stream(self, seen: Seen, asks: Sequence[Ask], tell: Callable[[Result], None], left: threading.Event) -> None:
         texts = [""] * len(asks)
-        pieces = self.captioner.stream(seen, asks, **words)
-        try:
+        with closing(self.captioner.stream(seen, asks)) as pieces:
             for index, text in pieces:
                 if left.is_set():
                     return
-                texts[index] = text
-                tell(_written(seen, asks, texts, self.captioner.categories))
-        finally:
-            pieces.close()
-
-    def _check(self, asks: Sequence[Ask], prompt: str | None) -> None:
-        self.captioner.check(asks)
-        if prompt is not None and "prompt" not in self.takes:
-            raise UsageError("This system takes no words of one's own.", allowed="no prompt")
+                if index >= 0:  # what is below is about the whole image
+                    texts[index] = text
+                    tell(_written(seen, asks, texts, self.captioner.categories))
 
 
 def _written(seen: Seen, asks: Sequence[Ask], texts: Sequence[str], categories: Sequence[Any]) -> Result:

@@ -55,7 +55,7 @@ def _segments(
             area=int(mask.sum()),
             score=segment.score,
         )
-        regions.append(_with_caption(region, captions.get(segment.query)))
+        regions.append(with_caption(region, captions.get(segment.query)))
     return regions
 
 
@@ -73,7 +73,7 @@ def _instances(instances: Instances, categories: Sequence[Category], captions: C
             area=int(masks[index].sum()),
             score=score,
         )
-        regions.append(_with_caption(region, captions.get(query)))
+        regions.append(with_caption(region, captions.get(query)))
     return regions
 
 
@@ -89,7 +89,8 @@ def _semantic(labels: np.ndarray, categories: Sequence[Category]) -> list[Region
     return regions
 
 
-def _with_caption(region: Region, caption: Caption | None) -> Region:
+def with_caption(region: Region, caption: Caption | None) -> Region:
+    """Return the region, now with what is said about it, if anything is."""
     if caption is not None:
         region.captions, region.caption_score = (caption.text,), caption.score
     return region

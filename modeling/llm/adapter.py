@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..text_decoders.generation import GeneratedText, Search, search_texts
+from ..text_decoders.generation import GeneratedText, Search, Watch, search_texts
 
 
 class LanguageModel(Protocol):
@@ -71,7 +71,9 @@ class Instructed:
         return states, self.model.logits(states).float()
 
 
-def write_texts(model: LanguageModel, visual: Tensor, context: Tensor | None, search: Search) -> GeneratedText:
+def write_texts(
+    model: LanguageModel, visual: Tensor, context: Tensor | None, search: Search, watch: Watch | None = None
+) -> GeneratedText:
     """Write one text per prompt.
 
     Args:
@@ -79,5 +81,6 @@ def write_texts(model: LanguageModel, visual: Tensor, context: Tensor | None, se
         visual: (R, M, visual_dim).
         context: int64 (R, C), padded; None: no instruction.
         search: how; with ``keep_states`` the place of every word can be read from the result without a second pass.
+        watch: see `search_texts`.
     """
-    return search_texts(Instructed(model, context), visual, search)
+    return search_texts(Instructed(model, context), visual, search, watch)

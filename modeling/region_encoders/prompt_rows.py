@@ -67,6 +67,11 @@ class PromptRows:
         return self.task not in LOCATED
 
     @property
+    def places(self) -> list[tuple[int, int]]:
+        """Position of each text's image in the batch, and of the text among the image's."""
+        return [(k, n) for k, count in zip(self.images, self.counts, strict=True) for n in range(count)]
+
+    @property
     def bounds(self) -> Tensor:
         """The box around each prompt's points, (Q, 4) pixels."""
         known = (self.labels != PADDING)[..., None]

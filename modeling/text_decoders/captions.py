@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...utils.tokenizers import CaptionTokenizer
 from .bert_captioner import BertCaptioner
-from .generation import Recomputed, generate
+from .generation import Recomputed, Search, Watch, search_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,20 @@ class Caption(NamedTuple):
 
 
 def write_captions(
-    captioner: BertCaptioner, region_tokens: Tensor, tokenizer: CaptionTokenizer, search: CaptionSearch
+    captioner: BertCaptioner,
+    region_tokens: Tensor,
+    tokenizer: CaptionTokenizer,
+    search: CaptionSearch,
+    watch: Watch | None = None,
 ) -> list[Caption]:
     """Return a caption per region; region_tokens: (R, M, region_dim)."""
-    found = generate(
-        captioner if search.use_cache else Recomputed(captioner),
-        region_tokens,
+    options = Search(
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,
         max_length=search.max_length,
         beam_size=search.beam_size,
         rollouts=search.rollouts,
     )
+    found = search_texts(captioner if search.use_cache else Recomputed(captioner), region_tokens, options, watch)
     rows = zip(found.tokens.tolist(), found.scores.tolist(), strict=True)
     return [Caption(tokenizer.decode(row[1:]), score) for row, score in rows]

@@ -8,6 +8,7 @@ Shapes: R regions, K beams, V vocabulary, D width of the decoder's states.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,6 +18,9 @@ from torch import Tensor
 
 FORBIDDEN = -10000.0  # the published search overwrites a forbidden word's logit with this
 Repetition = Literal["words", "always", "never"]
+Place = tuple[int, int]  # position of an image in its batch, and of one of its regions
+WatchRegions = Callable[[list[tuple[Place, str]]], None]  # is shown the text so far of every region
+Watch = Callable[[Tensor], None]  # is shown the best texts so far, int64 (R, T), see `search_texts`
 
 
 class StepDecoder(Protocol):
@@ -136,18 +140,53 @@ def generate(decoder: StepDecoder, region_tokens: Tensor, **options: Any) -> Gen
 
 
 @torch.no_grad()
-def search_texts(decoder: StepDecoder, region_tokens: Tensor, search: Search) -> GeneratedText:
-    """`generate` with its options in one value."""
+def search_texts(
+    decoder: StepDecoder, region_tokens: Tensor, search: Search, watch: Watch | None = None
+) -> GeneratedText:
+    """`generate` with its options in one value.
+
+    Args:
+        decoder, region_tokens: as there.
+        search: the options.
+        watch: called after every step with the texts so far, start first, ``end_id`` after the end; with beams the one
+            of each region that would be taken if the search ended here, so that words may change until it does. The
+            last call sees the result. What it raises ends the search.
+    """
     if not len(region_tokens):
         return _nothing(region_tokens, decoder.dim, search)
     cache = decoder.prefill(region_tokens, search.max_length)
     start = torch.full((len(region_tokens),), search.start_id, dtype=torch.long, device=region_tokens.device)
     reader = _Reader(decoder, cache, search)
+    watch = watch or _unwatched
     if search.beam_size == 1:
-        return _greedy(reader, start, search)
+        return _greedy(reader, start, search, watch)
     if search.length_penalty is not None and not search.rollouts:
-        return _penalised_beam(reader, start, search)
-    return _beam(reader, start, search)
+        return _penalised_beam(reader, start, search, watch)
+    return _beam(reader, start, search, watch)
+
+
+def watch_words(
+    watch: WatchRegions | None, places: Sequence[Sequence[Place]], decode: Callable[[list[int]], str]
+) -> Watch | None:
+    """Return what shows ``watch`` the words of all regions after every step of a search; None: nobody looks.
+
+    Args:
+        watch: who looks.
+        places: of the regions that each text of the search is about.
+        decode: token ids, the end among them, to text.
+    """
+    if watch is None:
+        return None
+
+    def look(tokens: Tensor) -> None:
+        texts = zip(places, tokens.tolist(), strict=True)
+        watch([(place, text) for own, row in texts for text in [decode(row[1:])] for place in own])
+
+    return look
+
+
+def _unwatched(tokens: Tensor) -> None:
+    """Nobody looks."""
 
 
 class _Reader:
@@ -178,7 +217,7 @@ def _nothing(region_tokens: Tensor, dim: int, search: Search) -> GeneratedText:
     return GeneratedText(empty, region_tokens.new_zeros(0, dtype=torch.float32), states)
 
 
-def _greedy(reader: _Reader, start: Tensor, search: Search) -> GeneratedText:
+def _greedy(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
     num_regions, device, end_id = len(start), start.device, search.end_id
     tokens = torch.full((num_regions, search.max_length), end_id, dtype=torch.long, device=device)
     tokens[:, 0] = start
@@ -191,6 +230,7 @@ def _greedy(reader: _Reader, start: Tensor, search: Search) -> GeneratedText:
         best, words = log_probs.max(-1)
         tokens[rows, position] = words
         total[rows] += best
+        watch(tokens[:, : position + 1])
         alive = (words != end_id).nonzero()[:, 0]
         if len(alive) < len(rows):
             rows, words = rows[alive], words[alive]
@@ -218,13 +258,14 @@ def _lengths(tokens: Tensor, search: Search) -> Tensor:
     return (words + (written == search.end_id).any(1) if search.count_end else words).clamp(min=1)
 
 
-def _beam(reader: _Reader, start: Tensor, search: Search) -> GeneratedText:
+def _beam(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
     num_regions, beams, end_id = len(start), search.beam_size, search.end_id
     first_row = torch.arange(num_regions, device=start.device)[:, None]
     total, first = reader.next_log_probs(start).topk(beams, -1)  # R K
     states = reader.last[:, None, None].expand(-1, beams, -1, -1) if search.keep_states else None  # R K 1 D
     reader.select(first_row.expand(-1, beams).flatten())
     tokens = torch.stack((start[:, None].expand_as(first), first), -1)  # R K 2
+    watch(tokens[first_row[:, 0], total.argmax(1)])
     while tokens.shape[-1] < search.max_length and not bool((tokens[..., -1] == end_id).all()):
         words = tokens[..., -1].flatten()
         log_probs = reader.next_log_probs(words)
@@ -236,6 +277,7 @@ def _beam(reader: _Reader, start: Tensor, search: Search) -> GeneratedText:
         total, origin, chosen = _extend(total, log_probs.view(num_regions, beams, -1), search.rollouts)
         reader.select((origin + first_row * beams).flatten())
         tokens = torch.cat((tokens[first_row, origin], chosen[..., None]), -1)
+        watch(tokens[first_row[:, 0], total.argmax(1)])
         states = None if states is None else states[first_row, origin]
     if states is not None:
         words = tokens[..., -1].flatten()
@@ -270,7 +312,7 @@ class _Texts:
         return _Texts(tokens, scores, torch.cat((F.pad(self.states, (0, 0, 0, room)), other.states), 1))
 
 
-def _penalised_beam(reader: _Reader, start: Tensor, search: Search) -> GeneratedText:
+def _penalised_beam(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
     """T5X's beam search: K texts go on, the K best finished ones wait, by log-probability over a length penalty.
 
     Every step looks at 2 K continuations, so that K go on even if each beam ends. It stops where no text that goes on
@@ -298,11 +340,18 @@ def _penalised_beam(reader: _Reader, start: Tensor, search: Search) -> Generated
         done = pool.pick(*reversed(pool.scores.topk(beams, -1)))
         scores, kept = total.masked_fill(ends, none).topk(beams, -1)
         live = grown.pick(kept, scores)
+        watch(_leading(live, done))
         reader.select((origin.gather(1, kept) + first_row * beams).flatten())
         bound = scores[:, 0] / _penalty(search.max_length, search)
         if bool((bound <= done.scores[:, -1]).all()):
             break
     return _best(reader, live, done, search)
+
+
+def _leading(live: _Texts, done: _Texts) -> Tensor:
+    """Return what `_best` would: the best finished text of each region, or the best unfinished one."""
+    unfinished = done.scores[:, :1] == float("-inf")
+    return torch.where(unfinished, live.tokens[:, 0], done.tokens[:, 0])
 
 
 def _penalty(length: int, search: Search) -> float:

@@ -190,11 +190,18 @@ class ClassTexts:
             self._table = rows, mean / mean.norm(dim=-1, keepdim=True)
         return self._table[1]
 
+    @torch.no_grad()
+    def phrases(self, encoder: ClipTextEncoder, phrases: Sequence[str]) -> Tensor:
+        """Return phrases as `ensemble` makes classes of their names, then the background: (N + 1, P)."""
+        rows = self._encode(encoder, list(phrases)).view(len(phrases), len(self.templates), -1).mean(1)
+        return torch.cat((rows / rows.norm(dim=-1, keepdim=True), self.ensemble(encoder)[-1:]))
+
     def forget(self) -> None:
         """Look at all of the encoder's weights before the next use, even if PyTorch recorded no write to them."""
         self._weights = None
 
     @torch.no_grad()
+    @torch.inference_mode(False)  # what is kept may be used in training later
     def _embeddings(self, encoder: ClipTextEncoder, names: list[str]) -> Tensor:
         """Return (K + 1, templates, P) on the encoder's device, from memory, disk or the encoder."""
         device = encoder.token_embedding.weight.device
@@ -202,7 +209,7 @@ class ClassTexts:
         known = self._embedded.get(tuple(names))
         if known is None or known.key != key or known.rows.device != device:
             shape = (len(names), len(self.templates), encoder.projection.shape[1])
-            rows = cached_tensor("class_texts", key, shape, lambda: self._encode(encoder, names).view(shape))
+            rows = cached_tensor("class_texts", key, shape, lambda: self._encode_classes(encoder, names).view(shape))
             known = self._embedded[tuple(names)] = _Embedded(key, rows.to(device))
         return known.rows
 
@@ -224,11 +231,15 @@ class ClassTexts:
             self._probes[tuple(names)] = digest(sentences, self.tokenizer(texts))
         return self._probes[tuple(names)]
 
+    def _encode_classes(self, encoder: ClipTextEncoder, names: list[str]) -> Tensor:
+        count = len(names) * len(self.templates)
+        _log.info("encoding %d sentences about %d classes, once for these weights", count, len(names))
+        return self._encode(encoder, names)
+
     def _encode(self, encoder: ClipTextEncoder, names: list[str], batch_size: int = 512) -> Tensor:
         """Encode every sentence about every name, the short ones first, so that few tokens are padding: (N, P)."""
         sentences = self._tokenize(names)
         device = encoder.token_embedding.weight.device
-        _log.info("encoding %d sentences about %d classes, once for these weights", len(sentences.tokens), len(names))
         order = np.argsort(sentences.lengths, kind="stable")
         with torch.autocast(device.type, enabled=False):  # what is kept outlives the precision it was asked for in
             parts = [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,13 @@ from locap.datasets.tasks import EVAL_INSTRUCTIONS
 from locap.datasets.transforms.prompt_mapper import PromptEvalMapper
 from locap.inference import single_image
 from locap.inference.asks import Ask, make_asks
-from locap.inference.predictor import write_prediction
+from locap.inference.captioner import Captioner
+from locap.inference.engines import TASKS, PromptEngine
 from locap.inference.prompt_mappers import evaluation_mapper
-from locap.inference.prompted import TASKS, PromptedPredictor
+from locap.inference.results import Result
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.modeling.schemas.prompts import Prompts
-from locap.modeling.systems import SYSTEMS, find_system
+from locap.modeling.systems import SYSTEMS, System, find_system
 from locap.utils.config import load_config, save_config
 from locap.utils.errors import UsageError
 from locap.utils.files import write_tensors
@@ -61,7 +62,7 @@ class Stub(nn.Module):
         assert not torch.is_grad_enabled()
         return self.encoded
 
-    def answer(self, encoded: int, batch: Batch) -> list[Record]:
+    def answer(self, encoded: int, batch: Batch, watch: object = None) -> list[Record]:
         assert encoded == self.encoded
         self.batches.append(batch)
         target, (height, width) = batch.targets[0], batch.output_sizes[0]
@@ -83,14 +84,20 @@ class Stub(nn.Module):
         return Region(target.region_ids[row], box_xyxy=box, captions=(f"answer {row}",), caption_score=-0.5)
 
 
-def predictor_of(model: Stub, side: int = 160) -> PromptedPredictor:
+def engine_of(model: Stub, side: int = 160) -> PromptEngine:
     words = LanguageTokenizer.from_pretrained(FOLDER, max_tokens=64)
-    return PromptedPredictor(model, (), {task: PromptEvalMapper(task, words, image_size=side) for task in TASKS})
+    mappers = {task: PromptEvalMapper(task, words, image_size=side) for task in TASKS}
+    return PromptEngine(model, (), mappers, frozenset({"box", "point", "mask", "text", "prompt"}))
+
+
+def answered(model: Stub, asks: Sequence[Ask] = ()) -> Result:
+    [result] = Captioner(engine_of(model), None).batch([(Record("photo", 60, 80, PHOTO), asks)])
+    return result
 
 
 def test_answers_stand_in_the_order_of_the_questions():
     model = Stub()
-    record = predictor_of(model).predict(Record("photo", 60, 80, PHOTO), ASKS)
+    record = answered(model, ASKS).record
     assert [region.id for region in record.regions] == [1, 2, 3, 4]
     assert [region.captions for region in record.regions] == [(), ("answer 0",), ("answer 1",), ()]
     assert [region.expressions for region in record.regions] == [("the left half",), (), (), ("sky",)]
@@ -107,7 +114,7 @@ def test_answers_stand_in_the_order_of_the_questions():
 
 def test_an_image_is_encoded_once_and_all_prompts_of_a_task_go_together():
     model = Stub()
-    predictor_of(model).predict(Record("photo", 60, 80, PHOTO), ASKS)
+    answered(model, ASKS)
     refer, region = (batch.targets[0] for batch in model.batches)
     assert (model.encoded, refer.task, region.task) == (1, "refer", "region")
     assert refer.texts == ["the left half", "sky"]
@@ -122,7 +129,7 @@ def test_an_image_is_encoded_once_and_all_prompts_of_a_task_go_together():
 @pytest.mark.parametrize(("detector", "tasks"), [(None, ["trace"]), (object(), ["trace", "detect"])])
 def test_without_questions_the_image_is_narrated_and_what_it_shows_is_found(detector, tasks):
     model = Stub(detector)
-    record = predictor_of(model).predict(Record("photo", 60, 80, PHOTO))
+    record = answered(model).record
     assert [batch.targets[0].task for batch in model.batches] == tasks
     assert [batch.targets[0].contexts for batch in model.batches] == [[EVAL_INSTRUCTIONS[task][0]] for task in tasks]
     assert model.encoded == 1
@@ -131,7 +138,7 @@ def test_without_questions_the_image_is_narrated_and_what_it_shows_is_found(dete
 
 
 def test_a_long_phrase_is_announced(caplog):
-    predictor_of(Stub()).predict(Record("photo", 60, 80, PHOTO), [Ask("text", "red " * 40)])
+    answered(Stub(), [Ask("text", "red " * 40)])
     assert "MODEL.PROMPTS.MAX_CONTEXT" in caplog.text
 
 
@@ -167,23 +174,23 @@ def test_impossible_questions(given, message):
 def test_places_outside_the_image_are_told_with_its_size(ask):
     model = Stub()
     with pytest.raises(UsageError, match=r"lies outside the image[^$]*80 wide and 60 high") as caught:
-        predictor_of(model).predict(Record("photo", 60, 80, PHOTO), [ask])
+        answered(model, [ask])
     assert str(ask.value) in str(caught.value)
     assert model.encoded == 0
 
 
 def test_a_box_without_pixels_is_refused():
     with pytest.raises(UsageError, match="too small"):
-        predictor_of(Stub()).predict(Record("photo", 60, 80, PHOTO), [Ask("box", (70.0, 1, 70.0 + 1e-12, 9))])
+        answered(Stub(), [Ask("box", (70.0, 1, 70.0 + 1e-12, 9))])
 
 
 def test_file_picture_and_table_show_prompts_and_answers(tmp_path: Path):
-    record = predictor_of(Stub()).predict(Record("photo", 60, 80, PHOTO), ASKS)
+    result = answered(Stub(), ASKS)
     shown = io.StringIO()
-    prompts = [str(ask) for ask in ASKS]
-    paths = write_prediction(tmp_path, "photo", PHOTO, record, (), Console(file=shown, width=120), prompts)
+    paths = result.save(tmp_path, "photo")
+    result.print(Console(file=shown, width=120))
     [read], _, _ = read_records(paths[0])
-    assert read.regions == record.regions
+    assert read.regions == result.record.regions
     assert Image.open(paths[1]).width == 1024
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.getvalue().splitlines()]
     assert ["1", "text the left half", "0.75", "0 0 40 60", ""] in rows
@@ -191,10 +198,9 @@ def test_file_picture_and_table_show_prompts_and_answers(tmp_path: Path):
     assert ["3", "point 79.5 0", "", "", "answer 1"] in rows
 
 
-def test_a_narrative_is_printed_without_an_empty_table(tmp_path: Path):
-    record = predictor_of(Stub()).predict(Record("photo", 60, 80, PHOTO))
+def test_a_narrative_is_printed_without_an_empty_table():
     shown = io.StringIO()
-    write_prediction(tmp_path, "photo", PHOTO, record, (), Console(file=shown, width=120))
+    answered(Stub()).print(Console(file=shown, width=120))
     assert shown.getvalue().split() == ["narrative", "a", "picture", "of", "grass"]
 
 
@@ -202,9 +208,7 @@ def test_a_narrative_is_printed_without_an_empty_table(tmp_path: Path):
 def prompted(monkeypatch) -> Stub:
     """The command line with a stub in place of a trained system."""
     model = Stub()
-    system = dataclasses.replace(SYSTEMS["pix2cap_model"], targets=PromptTargets)
-    monkeypatch.setitem(SYSTEMS, "pix2cap_model", system)
-    monkeypatch.setattr(single_image.PromptedPredictor, "from_config", lambda *_: predictor_of(model))
+    monkeypatch.setattr(single_image, "make_engine", lambda *_: engine_of(model))
     return model
 
 
@@ -235,10 +239,13 @@ def test_a_place_outside_any_of_the_images_is_told_before_anything_is_computed(p
     assert prompted.encoded == 0
 
 
-def test_a_system_without_prompts_says_so(capsys, tmp_path: Path):
+def test_a_system_without_prompts_says_so(capsys, tmp_path: Path, monkeypatch):
+    silent = System(*(getattr(SYSTEMS["pix2cap_model"], name) for name in ("tokenizer", "model")))
+    monkeypatch.setitem(SYSTEMS, "pix2cap_model", silent)
     assert run("--text", "sky", "--output", tmp_path) == 2
     told = capsys.readouterr().err
-    assert "takes no prompts" in told
+    assert "This system takes no text." in told
+    assert "no prompts: it describes all it finds" in told
     assert "leave out --text" in told
 
 
@@ -293,7 +300,9 @@ def test_the_thinnest_images_are_asked(untrained: Path, tmp_path: Path, capsys, 
 def test_a_system_that_reads_boxes_only_says_so(untrained: Path, capsys):
     key = "MODEL.PROMPT_FEATURES.PUBLISHED_PROMPTS"
     assert entry.main(["predict", "--model", str(untrained), "--point", "1", "1", "--overrides", key, "true"]) == 2
-    assert "takes boxes and no points" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "This system takes no point." in told
+    assert "--box, --mask, --prompt, --text" in told
 
 
 def test_wrong_prompts_are_told_before_torch_is_loaded():

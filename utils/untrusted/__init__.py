@@ -15,7 +15,16 @@ from .files import (
     resolve_under,
     shown,
 )
-from .images import MAX_PIXELS, read_alpha, read_grey, read_id_map, read_image, read_image_size, read_stored_image
+from .images import (
+    MAX_PIXELS,
+    picture_to_rgb,
+    read_alpha,
+    read_grey,
+    read_id_map,
+    read_image,
+    read_image_size,
+    read_stored_image,
+)
 from .masks import compressed_rle, decode_rle, polygons_to_mask, polygons_to_rle, rle_runs
 from .pickles import read_plain_pickle
 from .weight_shards import Part, load_tensor_parts, open_safetensors, tensor_parts, weight_files
@@ -37,6 +46,7 @@ __all__ = [
     "objects",
     "open_safetensors",
     "parse_json",
+    "picture_to_rgb",
     "polygons_to_mask",
     "polygons_to_rle",
     "read_alpha",

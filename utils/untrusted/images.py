@@ -83,6 +83,22 @@ def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
         raise _undecodable(path, err) from None
 
 
+def picture_to_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return an opened picture as `read_image` returns a file, uint8 (height, width, 3) RGB, upright.
+
+    Raises:
+        DataError: as there.
+    """
+    if image.width * image.height > max_pixels:
+        raise _too_large("a PIL image", f"{image.width} x {image.height}", max_pixels)
+    try:
+        return _to_rgb(_upright(image, None), "a PIL image")
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable("a PIL image", err) from None
+
+
 def read_image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (height, width) of the upright picture that `read_image` decodes, from the file's header.
 

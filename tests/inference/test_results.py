@@ -1,4 +1,4 @@
-"""What a prediction leaves on disk."""
+"""What a result leaves on disk, and what it becomes elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from locap.datasets.records import Category, Record, Region, encode_mask, read_records
-from locap.inference.predictor import write_prediction
+from locap.inference.results import Result
 
 CATEGORIES = [Category(1, "cat"), Category(2, "sky", is_thing=False)]
 LEFT = np.zeros((40, 60), bool)
@@ -30,7 +30,9 @@ def test_every_mode_is_in_the_file_and_the_table_shows_segments_first(tmp_path: 
         record.regions, record.id_map = [region(1, LEFT, 1, "a segment")], LEFT.astype(np.int32)
     shown = io.StringIO()
     image = np.zeros((40, 60, 3), np.uint8)
-    paths = write_prediction(tmp_path, "photo", image, record, CATEGORIES, Console(file=shown, width=100))
+    result = Result(record, tuple(CATEGORIES), image)
+    paths = result.save(tmp_path, "photo")
+    result.print(Console(file=shown, width=100))
     [read], _, _ = read_records(paths[0])
     assert (read.instances, read.semantic, read.regions) == (record.instances, record.semantic, record.regions)
     assert paths[1].is_file()
