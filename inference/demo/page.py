@@ -135,7 +135,7 @@ class Page:
         if len(self.callbacks.examples):
             self.examples = gradio.Gallery(
                 [np.asarray(image) for image in self.callbacks.examples], columns=6, height=112, show_label=False,
-                allow_preview=False, interactive=False, buttons=[], object_fit="cover", elem_id="examples", format="png",
+                allow_preview=False, interactive=False, buttons=[], object_fit="cover", elem_id="examples",
             )  # fmt: skip
 
     def _lay_out_answers(self) -> None:

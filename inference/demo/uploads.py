@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import tempfile
 from pathlib import Path
@@ -60,7 +59,7 @@ def decode_data_uri(address: str) -> tuple[np.ndarray, np.ndarray | None]:
     _check_bytes(len(body) * 3 // 4 - 2)
     try:
         return decode_bytes(base64.b64decode(body, validate=True))
-    except binascii.Error as err:
+    except ValueError as err:
         raise DataError(f"The image is not in base 64: {err}.", allowed="data:image/png;base64,…") from None
 
 
