@@ -9,11 +9,16 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
+
 from .limits import MAX_BODY
 
 
-class TooLargeError(Exception):
+class TooLargeError(HTTPException):
     """A body of undeclared length grew beyond the limit."""
+
+    def __init__(self) -> None:
+        super().__init__(413, "The request is too large.")
 
 
 class Guard:

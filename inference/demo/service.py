@@ -44,12 +44,17 @@ class Service:
     def __init__(self, captioner: Captioner, name: str = "locap", max_waiting: int = MAX_WAITING) -> None:
         self.captioner, self.name = captioner, name
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="locap-model")
-        self._places = threading.BoundedSemaphore(max_waiting)
+        self._free, self._lock = max_waiting, threading.Lock()
 
     @property
     def takes(self) -> frozenset[str]:
         """The kinds of questions the system answers."""
         return self.captioner.takes
+
+    @property
+    def places(self) -> int:
+        """How many more requests find a place now."""
+        return self._free
 
     def see(self, decode: Callable[[], np.ndarray]) -> Seen:
         """Decode and encode an image; waits for its turn, so that few images are decoded at a time."""
@@ -83,11 +88,17 @@ class Service:
         Raises:
             BusyError: the queue is full.
         """
-        if not self._places.acquire(blocking=False):
-            raise BusyError("The demo is busy.", allowed="try again in a moment")
+        with self._lock:
+            if not self._free:
+                raise BusyError("The demo is busy.", allowed="try again in a moment")
+            self._free -= 1
         future = self._worker.submit(_guarded, function, arguments)
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(self._leave)
         return future
+
+    def _leave(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._free += 1
 
     def close(self) -> None:
         """Answer what has begun, and no more."""
