@@ -19,7 +19,7 @@ from .callbacks import HEADERS, HINTS, Callbacks, Desk
 from .limits import KEEP_SECONDS, MAX_CHARACTERS, MAX_WAITING
 from .service import Service, friendly
 
-SCENES, SCENE_SIDE = 6, 384
+SCENES, SCENE_SIDE = 5, 384
 SWEEP_SECONDS = 600
 DESCRIBE, ASK = "Describe", "Ask"
 CSS = """
@@ -134,7 +134,7 @@ class Page:
             self.button = gradio.Button("Caption", variant="primary", scale=1, min_width=110, elem_id="button")
         if len(self.callbacks.examples):
             self.examples = gradio.Gallery(
-                [np.asarray(image) for image in self.callbacks.examples], columns=6, height=112, show_label=False,
+                [np.asarray(image) for image in self.callbacks.examples], columns=5, height=112, show_label=False,
                 allow_preview=False, interactive=False, buttons=[], object_fit="cover", elem_id="examples",
             )  # fmt: skip
 

@@ -27,20 +27,24 @@ def page() -> Iterator[Any]:
 
 
 def click(page, x, y):
-    """Click where the image of 60 x 40 pixels has the pixel (x, y)."""
+    """Click where the image of 450 x 300 pixels has the pixel (x, y)."""
     box = page.locator("#image img").bounding_box()
-    page.mouse.click(box["x"] + (x + 0.5) * box["width"] / 60, box["y"] + (y + 0.5) * box["height"] / 40)
+    scale = min(box["width"] / 450, box["height"] / 300, 1)  # it stands in the middle of its frame
+    left, top = box["x"] + (box["width"] - 450 * scale) / 2, box["y"] + (box["height"] - 300 * scale) / 2
+    page.mouse.click(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
 
 
 def caption_is(page, text):
-    page.wait_for_function("text => document.querySelector('#caption textarea').value === text", arg=text)
+    page.wait_for_function(
+        "text => document.querySelector('#caption textarea').value === text", arg=text, timeout=10_000
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.fault("J11")
-def test_a_box_is_clicked_and_its_caption_read(page, serve, service, kit, tmp_path):
-    pixels = kit.plain(250, 0, 0)
-    pixels[:, 30:] = (0, 0, 250)
+def test_a_box_is_clicked_and_its_caption_read(serve, service, kit, tmp_path, page):
+    pixels = kit.plain(250, 0, 0, height=300, width=450)
+    pixels[:, 225:] = (0, 0, 250)
     (tmp_path / "halves.png").write_bytes(kit.png(pixels))
     (tmp_path / "text.png").write_text("<html>")
     asked: set[str | None] = set()
@@ -55,15 +59,16 @@ def test_a_box_is_clicked_and_its_caption_read(page, serve, service, kit, tmp_pa
     page.set_input_files("#image input[type=file]", tmp_path / "halves.png")
     page.locator("#image img").wait_for()
     page.wait_for_timeout(500)  # the picture that comes back takes the place of the upload
-    click(page, 35, 10)
+    click(page, 260, 80)
     page.wait_for_timeout(500)  # the corner is drawn
-    click(page, 50, 30)
+    click(page, 380, 220)
     caption_is(page, "rgb 0 0 250")
-    assert page.locator("#place input, #place textarea").first.input_value().split()[2:]
-    page.get_by_text("rgb 0 0 250").first.wait_for()
+    chosen = [float(side) for side in page.locator("#place input, #place textarea").first.input_value().split()]
+    np.testing.assert_allclose(chosen, (260, 80, 380, 220), atol=2)
+    page.locator("#picture img").wait_for()
 
     page.get_by_label("Point", exact=True).click()
     page.wait_for_timeout(500)
-    click(page, 5, 5)
+    click(page, 40, 40)
     caption_is(page, "rgb 250 0 0")
     assert asked <= set(HERE)

@@ -132,7 +132,7 @@ def test_images_that_are_none(ask, kit):
         (b"GIF89a" + bytes(50), "not supported: a GIF"),
         (good[:60], "truncated or corrupt"),
         (bomb, "too large"),
-        (b"", "not supported"),
+        (b"", "the file is empty"),
     ):
         response = ask(image=data)
         assert response.status_code == 400
