@@ -196,6 +196,24 @@ def test_a_failure_is_told_by_its_number(visit, kit, colours, caplog):
     assert said(user.caption()) == "rgb 1 2 3"
 
 
+@pytest.mark.fault("J7")
+def test_closing_the_page_ends_the_generation(visit, kit, colours):
+    colours.takes |= {"prompt"}
+    user = visit("ann")
+    user.open(user.upload(kit.png(kit.plain(1, 2, 3))))
+    colours.words, colours.pause = 5000, 0.02
+    data = [None, "Box", "0 0 9 9", None, "", "Describe", ""]
+    body = {"data": data, "fn_index": user.functions["caption"], "session_hash": user.session}
+    user.http.post("/gradio_api/queue/join", json=body)
+    with user.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": user.session}) as stream:
+        next(line for line in stream.iter_lines() if "process_generating" in line)
+    written = -1
+    while written != colours.written:
+        written = colours.written
+        time.sleep(0.5)
+    assert written < 500
+
+
 @pytest.mark.fault("J11")
 def test_no_request_leaves_the_machine(serve, service, kit, monkeypatch):
     tried = []
