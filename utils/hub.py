@@ -11,16 +11,15 @@ from .errors import MissingDependencyError, UsageError
 from .untrusted import require_file, shown
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # never code, never pickles
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "*.model",
-    "config.json",
 )
+TOKENIZER_FILES = (*VOCABULARY_FILES, "*.model", "config.json")
 NEVER = ["checkpoints/*"]  # that folder would make a stranger's model folder look like a run of one's own
 MODEL_FILES = ("config.yaml", "README.md", "*.safetensors", *(f"*/{name}" for name in TOKENIZER_FILES))
 TIMEOUT_SECONDS = 5

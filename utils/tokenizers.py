@@ -16,17 +16,9 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, UsageError
-from .hub import resolve
+from .hub import VOCABULARY_FILES, resolve
 from .untrusted import read_json, shown
 
-FILES = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
 _CLEAN_UP = (  # what transformers 4.38 does to decoded word pieces; later versions leave it to the caller
     (" .", "."),
     (" ?", "?"),
@@ -75,7 +67,7 @@ class CaptionTokenizer:
             UsageError: the folder is missing or holds no word pieces.
             MissingDependencyError: the hub name is not cached and the hub out of reach.
         """
-        folder = resolve(name_or_path, what="caption tokenizer", files=FILES)
+        folder = resolve(name_or_path, what="caption tokenizer", files=VOCABULARY_FILES)
         if not _is_word_piece(folder):
             raise UsageError("The caption tokenizer needs a BERT vocabulary.", where=shown(folder), allowed="vocab.txt")
         return cls(_load_bert(folder), max_tokens, keep)
@@ -127,7 +119,7 @@ class LanguageTokenizer:
             UsageError: the folder is missing or holds no vocabulary.
             MissingDependencyError: the hub name is not cached and the hub out of reach.
         """
-        folder = resolve(name_or_path, what="language model's tokenizer", files=(*FILES, "*.model", "config.json"))
+        folder = resolve(name_or_path, what="language model's tokenizer", files=(*VOCABULARY_FILES, "*.model", "config.json"))
         return cls(_load_bert(folder) if _is_word_piece(folder) else _load_any(folder), max_tokens)
 
     def encode(self, text: str) -> list[int]:
@@ -172,7 +164,7 @@ class TextTokenizer:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, context_length: int = 77) -> TextTokenizer:
         """Load a CLIP or BERT vocabulary by hub name or from a folder; raises as `CaptionTokenizer.from_pretrained`."""
-        folder = resolve(name_or_path, what="text tokenizer", files=FILES)
+        folder = resolve(name_or_path, what="text tokenizer", files=VOCABULARY_FILES)
         return cls(_load_bert(folder) if _is_word_piece(folder) else _load_clip(folder), context_length)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from locap.utils.errors import DataError
-from locap.utils.untrusted import read_grey, read_id_map, read_image, read_image_size
+from locap.utils.untrusted import read_alpha, read_grey, read_id_map, read_image, read_image_size
 
 RGB = (10, 200, 30)
 
@@ -260,3 +260,20 @@ def test_grey_values_are_read_as_stored(tmp_path):
     np.testing.assert_array_equal(read, values)
     with pytest.raises(DataError, match=r"wrong format(.|\n)*8-bit grey PNG"):
         read_grey(save(tmp_path / "b.png", UPRIGHT))
+
+
+def test_alpha_is_read_where_there_is_some(tmp_path):
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png")
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    palette.save(tmp_path / "palette.png", transparency=0)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "rgba.png").read_bytes()[:50])
+    np.testing.assert_array_equal(read_alpha(tmp_path / "rgba.png"), pixels[..., 3])
+    assert read_alpha(tmp_path / "rgb.png") is None
+    assert read_alpha(tmp_path / "palette.png").min() == 0
+    with pytest.raises(DataError, match="truncated or corrupt"):
+        read_alpha(tmp_path / "broken.png")
+    with pytest.raises(DataError, match="too large"):
+        read_alpha(tmp_path / "rgba.png", max_pixels=23)

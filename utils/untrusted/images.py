@@ -64,6 +64,25 @@ def read_image(
         raise _undecodable(path, err) from None
 
 
+def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """Return how opaque each pixel of the upright picture is, uint8 (height, width); None where it has no alpha.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    try:
+        with _open_image(path, max_pixels, IMAGE_FORMATS) as image:
+            if not (image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info):
+                return None
+            upright = _upright(image, None)
+            whole = upright.convert("LA" if upright.mode == "La" else "RGBA")
+            return np.array(whole.getchannel("A"))
+    except LocapError:
+        raise
+    except Exception as err:  # as in `read_image`
+        raise _undecodable(path, err) from None
+
+
 def picture_to_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return an opened picture as `read_image` returns a file, uint8 (height, width, 3) RGB, upright.
 
