@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, UsageError
-from .hub import TOKENIZER_FILES, VOCABULARY_FILES, resolve
+from .hub import VOCABULARY_FILES, resolve
 from .untrusted import read_json, shown
 
 _CLEAN_UP = (  # what transformers 4.38 does to decoded word pieces; later versions leave it to the caller
