@@ -119,7 +119,9 @@ class LanguageTokenizer:
             UsageError: the folder is missing or holds no vocabulary.
             MissingDependencyError: the hub name is not cached and the hub out of reach.
         """
-        folder = resolve(name_or_path, what="language model's tokenizer", files=(*VOCABULARY_FILES, "*.model", "config.json"))
+        folder = resolve(
+            name_or_path, what="language model's tokenizer", files=(*VOCABULARY_FILES, "*.model", "config.json")
+        )
         return cls(_load_bert(folder) if _is_word_piece(folder) else _load_any(folder), max_tokens)
 
     def encode(self, text: str) -> list[int]:

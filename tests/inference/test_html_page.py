@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from locap.inference.drawing import rasterise, region_color
 from locap.inference.html_page import figures_page, result_figure, result_page
 from locap.inference.region_figure import SCRIPT, outlines, region_figure
 from locap.inference.results import Result
+
+from .pages import Page
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & \"' \ud800"
 CATEGORIES = (Category(1, f"circle {EVIL}"),)
@@ -43,25 +44,6 @@ def square_record(captions: tuple[str, ...] = (EVIL,)) -> Record:
 def result(**more) -> Result:
     record = square_record(**more)
     return Result(record, CATEGORIES, record.image)
-
-
-class Page(HTMLParser):
-    """Collects what a page is made of: (tag, attributes, keyed ancestor)."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def keyed(self, key: str) -> list[str]:
-        return sorted(tag for tag, attrs in self.tags if attrs.get("data-key") == key)
 
 
 def test_outlines_follow_region_and_hole():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,8 @@ import pytest
 from locap.datasets.records import Category, Record, Region, encode_mask
 from locap.inference.charts import POINTS, binned, is_noisy, loss_charts, metric_charts, read_log, smoothed
 from locap.inference.report import Goal, write_report
+
+from .pages import Page
 
 EVIL = "<script>alert('x')</script> & $x^ \ud800"
 CATEGORIES = [Category(1, f"circle {EVIL}")]
@@ -46,22 +47,6 @@ def square_record(captions: tuple[str, ...] = (EVIL,)) -> Record:
     mask[40:60, 50:80] = False
     regions = [Region(1, 1, encode_mask(mask), captions=captions, score=0.9), Region(2, 1, box_xyxy=(0, 0, 40, 40))]
     return Record("scene <1>", 120, 160, np.full((120, 160, 3), 90, np.uint8), regions)
-
-
-class Page(HTMLParser):
-    """Collects what a page is made of."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def test_torn_lines_are_left_out_and_a_resumed_run_tells_the_later_account(tmp_path: Path):
