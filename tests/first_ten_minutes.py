@@ -377,10 +377,13 @@ def in_browser(address: str, image: Path) -> str | None:
         page.locator("#image input[type=file]").wait_for(state="attached", timeout=MINUTE * 1000)
         page.set_input_files("#image input[type=file]", image)
         page.locator("#image img").wait_for()
+        page.wait_for_timeout(3000)  # the picture that comes back takes the place of the upload
         x0, y0, x1, y1 = (int(side) for side in BOX)
-        for x, y in ((x0, y0), (x1, y1)):
-            page.wait_for_timeout(1000)  # the picture that comes back takes the place of the upload
-            click(page, x, y)
+        before = page.locator("#image img").get_attribute("src")
+        click(page, x0, y0)
+        drawn = "before => document.querySelector('#image img').getAttribute('src') !== before"
+        page.wait_for_function(drawn, arg=before, timeout=MINUTE * 1000)
+        click(page, x1, y1)
         page.wait_for_function("document.querySelector('#caption textarea').value", timeout=MINUTE * 1000)
         caption = page.locator("#caption textarea").input_value()
         browser.close()
@@ -388,10 +391,10 @@ def in_browser(address: str, image: Path) -> str | None:
 
 
 def click(page: Any, x: int, y: int) -> None:
-    """Click where the shown image has a pixel; it stands in the middle of its frame."""
+    """Click where the shown image has a pixel; it stands in the middle of its frame, and is never enlarged."""
     width, height = page.evaluate("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#image img'))")
     box = page.locator("#image img").bounding_box()
-    scale = min(box["width"] / width, box["height"] / height)
+    scale = min(box["width"] / width, box["height"] / height, 1)
     left, top = box["x"] + (box["width"] - width * scale) / 2, box["y"] + (box["height"] - height * scale) / 2
     page.mouse.click(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
 
