@@ -14,7 +14,7 @@ from .conftest import ROOT
 
 FOLDER = ROOT / "notebooks"
 NAMES = ("quick_start", "finetune_on_your_data")
-STEPS = {"quick_start": "40", "finetune_on_your_data": "25"}
+STEPS = {"quick_start": "20", "finetune_on_your_data": "20"}
 SECONDS = 300
 
 
@@ -90,7 +90,7 @@ def test_quick_start(run):
     assert [line.split()[0] for line in told] == ["box", "point", "mask"]
     assert all("overlap" in line for line in told)
     pictures = [cell for cell in found if any("image/png" in out.get("data", {}) for out in cell["outputs"])]
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     located = printed(cell_with(found, "captioner.locate")).splitlines()
     assert [line.split(" -> ")[0] for line in located][:2] == ["star", "the grass"]
     streamed = printed(cell_with(found, "captioner.stream")).splitlines()
