@@ -14,7 +14,7 @@ from .conftest import ROOT
 
 FOLDER = ROOT / "notebooks"
 NAMES = ("quick_start", "finetune_on_your_data")
-STEPS = {"quick_start": "20", "finetune_on_your_data": "20"}
+STEPS = {"quick_start": "30", "finetune_on_your_data": "20"}
 SECONDS = 300
 
 
