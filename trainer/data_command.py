@@ -196,10 +196,11 @@ def _names_and_root(arguments: argparse.Namespace) -> tuple[list[str], str | Non
 
 def _own_and_named(asked: Sequence[str], root: str | None) -> tuple[list[str], list[str]]:
     """Return the paths of files of one's own, and the other data sets that consist of files, without their tasks."""
+    from ..datasets.prepare.catalogue import CATALOGUE
     from ..datasets.readers import SHAPES_SPLITS, names_file
 
     bare = list(dict.fromkeys(name.rpartition(":")[2] for name in asked))
-    own = [name for name in bare if names_file(name, root)]
+    own = [name for name in bare if name not in CATALOGUE and names_file(name, root)]  # a set may be a folder, too
     return own, [name for name in bare if name not in own and name not in SHAPES_SPLITS]
 
 
