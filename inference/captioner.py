@@ -130,6 +130,8 @@ class Captioner:
     def check(self, asks: Sequence[Ask]) -> None:
         """Raise UsageError when the system does not take one of these questions, or it makes no sense by itself."""
         for ask in asks:
+            if not isinstance(ask, Ask):
+                raise UsageError("Not a question.", value=ask, allowed='Ask("box", (x0, y0, x1, y1)) and the like')
             wanted = [ask.kind] + (["prompt"] if ask.prompt is not None else [])
             for kind in wanted:
                 if kind not in self.takes:
@@ -188,7 +190,7 @@ class Captioner:
 
     def locate(self, text: str | Sequence[str]) -> Result:
         """Find what phrases refer to: a region per phrase, with a box and where the system has them a mask."""
-        phrases = [text] if isinstance(text, str) else list(text)
+        phrases = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
         if not phrases:
             raise UsageError("Nothing is asked.", allowed="a phrase or several", fix='captioner.locate("the red car")')
         return self.ask(self._current(), [Ask("text", phrase) for phrase in phrases])
@@ -213,6 +215,8 @@ class Captioner:
         """
         if batch_size < 1:
             raise UsageError("A batch needs an image.", where="batch_size", value=batch_size, allowed="1 or more")
+        if isinstance(items, (str, Path)):
+            raise UsageError("A batch is a list of images.", where="items", value=str(items), fix="batch([image])")
         return self._batches(items, batch_size, on_error)
 
     def _batches(self, items: Iterable[Item], batch_size: int, on_error: Any) -> Iterator[Result]:
@@ -231,6 +235,8 @@ class Captioner:
         yield from self._together(group, on_error)
 
     def _prepared(self, item: Item) -> tuple[Item, Record, Sequence[Ask]]:
+        if isinstance(item, tuple) and len(item) != 2:
+            raise UsageError("Not an item of a batch.", value=item, allowed="an image, or (image, [Ask(...), ...])")
         image, asks = item if isinstance(item, tuple) else (item, ())
         record = record_of_image(image)
         self._check_about(record, asks)

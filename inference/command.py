@@ -24,9 +24,11 @@ class AppendAsk(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of prediction."""
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, patterns; - reads a list of files")
-    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="the same")
+    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="the same as IMAGE")
     parser.add_argument("--model", metavar="FOLDER", help="a model or run folder: its config.yaml and newest weights")
-    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and predictions go")
+    parser.add_argument(
+        "--output", default="output", metavar="FOLDER", help="where pictures and predictions go; default: %(default)s"
+    )
     _add_prompts(parser)
     parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="images at once; default: 8")
@@ -84,5 +86,9 @@ def _check(arguments: argparse.Namespace) -> None:
     given += ["--regions"] if arguments.regions else []
     if arguments.all and given:
         raise UsageError("Ask for everything, or for something.", value=f"--all {' '.join(given)}", fix="leave out one")
+    if not arguments.model and not arguments.conf_files:
+        raise UsageError("No model is given.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
+    if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
+        raise UsageError("This is a file, not a folder.", where="--output", value=arguments.output, allowed="a folder")
     if arguments.batch_size < 0:
         raise UsageError("There is no such batch.", where="--batch-size", value=arguments.batch_size, allowed="from 1")

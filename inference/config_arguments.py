@@ -16,9 +16,19 @@ from .model_folder import find_model, read_folder
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the configuration's arguments; --overrides takes the rest of the line."""
-    parser.add_argument("--conf_files", nargs="+", required=required, default=[], metavar="YAML", help="later ones win")
-    parser.add_argument("--config_overrides", nargs="+", default=[], metavar="JSON", help="one JSON object")
-    parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
+    parser.add_argument(
+        "--conf_files", nargs="+", required=required, default=[], metavar="YAML", help="configurations; later ones win"
+    )
+    parser.add_argument(
+        "--config_overrides", nargs="+", default=[], metavar="JSON", help='one JSON object, {"KEY": value, ...}'
+    )
+    parser.add_argument(
+        "--overrides",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="keys and their values; must come last",
+    )
 
 
 def read_config(arguments: argparse.Namespace) -> Any:

@@ -62,7 +62,8 @@ def _pixels(values: np.ndarray, channels: int) -> np.ndarray:
     shape = values.shape
     places = [axis for axis in (channels, 2 - channels) if values.ndim == 3 and shape[axis] == 3]
     if not places or not values.size:
-        raise DataError("Not the pixels of an RGB image.", value=f"shape {tuple(shape)}", allowed=LAYOUTS)
+        fix = "one image at a time: pixels[0]" if values.ndim == 4 else 'Image.fromarray(pixels).convert("RGB")'
+        raise DataError("Not the pixels of an RGB image.", value=f"shape {tuple(shape)}", allowed=LAYOUTS, fix=fix)
     pixels = _as_bytes(values)
     return np.ascontiguousarray(pixels if places[0] == 2 else pixels.transpose(1, 2, 0))
 

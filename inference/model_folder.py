@@ -67,12 +67,16 @@ def find_model(name_or_path: str | Path) -> Path:
         UsageError: there is no such folder, or it holds no model.
         MissingDependencyError: a hub name that is neither cached nor reachable.
     """
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
+        allowed = "a model folder or run folder, or owner/name on the hub"
+        raise UsageError("No model is named.", value=name_or_path, allowed=allowed)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _with_config(path)
     if path.exists():
         allowed = f"a folder with {CONFIG} and {WEIGHTS}"
-        raise UsageError("This is a file, not a model folder.", value=str(path), allowed=allowed, fix=str(path.parent))
+        fix = f"give {path.parent}" if (path.parent / CONFIG).is_file() else None
+        raise UsageError("This is a file, not a model folder.", value=str(path), allowed=allowed, fix=fix)
     named = split_model_name(str(name_or_path))
     if named and not path.parent.is_dir():  # a first part that exists means a path
         return _with_config(download_model(*named))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.config_arguments import add_config_arguments, read_config
+from ..utils.arguments import CommandParser
 from ..utils.errors import DataError, MissingDependencyError, UsageError
 from ..utils.logging import terminal
 
@@ -28,7 +29,7 @@ ROOT_HELP = "folder of the data sets (default: $DETECTRON2_DATASETS, else $DATAS
 WIDE = 200  # columns of a table that goes into a file or pipe
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """A parser whose arguments are those of a module that is imported when they are first wanted."""
 
     module: str | None = None
