@@ -411,13 +411,13 @@ def test_a_question_without_an_image(folders):
 
 def test_loading_says_what_is_missing(folders, tmp_path: Path):
     folder = folders["pix2cap_model"]
-    with pytest.raises(UsageError, match=r"A model is a folder, not a file[^$]*locap.load"):
+    with pytest.raises(UsageError, match=r"a file, not a model folder[^$]*give .*pix2cap_model"):
         locap.load(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no configuration[^$]*no config.yaml[^$]*copy the config.yaml"):
+    with pytest.raises(UsageError, match=r"holds no model: config.yaml is missing[^$]*copy the config.yaml"):
         locap.load(tmp_path)
     body = (folder / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(body)
-    with pytest.raises(CheckpointError, match=r"holds no weights[^$]*model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no weights[^$]*fix: +put the model.safetensors"):
         locap.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (tmp_path / "config.yaml").write_text(body.replace("NAME: pix2cap_model", "NAME: pix2cup_model"))

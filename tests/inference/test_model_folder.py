@@ -265,7 +265,7 @@ def test_pickles_and_code_in_a_folder_are_not_read(saved, tmp_path):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     (saved / "modeling_locap.py").write_text("raise SystemExit('code was run')")
-    with pytest.raises(CheckpointError, match="There are no weights"):
+    with pytest.raises(CheckpointError, match="The folder holds no weights"):
         locap.load(saved, device="cpu")
 
 
