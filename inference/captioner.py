@@ -242,22 +242,26 @@ class Captioner:
         self._check_about(record, asks)
         return item, record, asks
 
-    def _together(self, group: list[tuple[Item, Record, Sequence[Ask]]], on_error: Any) -> list[Result]:
+    def _together(self, group: list[tuple[Item, Record, Sequence[Ask]]], on_error: Any) -> Iterator[Result]:
         """Answer about a group; where that fails, one by one to find out whose fault it is."""
         if not group:
-            return []
+            return
         items, records, asks = zip(*group, strict=True)
         try:
             with self._computing():
                 answered = self.engine.answer(self.engine.encode(records), records, asks)
         except LocapError as err:
-            if on_error is None:
+            if len(group) > 1:
+                answered = None
+            elif on_error is None:
                 raise
-            if len(group) == 1:
-                on_error(items[0], err)
-                return []
-            return [result for one in group for result in self._together([one], on_error)]
-        return [self._result(*row) for row in zip(answered, records, asks, strict=True)]
+            else:
+                return on_error(items[0], err)
+        if answered is None:
+            for one in group:
+                yield from self._together([one], on_error)
+        else:
+            yield from (self._result(*row) for row in zip(answered, records, asks, strict=True))
 
     def save(self, folder: str | Path, *, license: str = "other") -> Path:
         """Write a model folder, see `save_model`; `load` takes it anywhere."""
