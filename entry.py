@@ -44,7 +44,7 @@ from locap.trainer.launch import says_it  # noqa: E402
 from locap.utils.arguments import CommandParser  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.endings import describe  # noqa: E402
-from locap.utils.logging import set_up_logging  # noqa: E402
+from locap.utils.logging import as_called, set_up_logging  # noqa: E402
 
 MODULES = {
     "predict": (predict, "describe images: everything, or what is asked about"),
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as err:
         text, code = describe(err)
         if says_it(text):  # every process of a job may have come upon it
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{as_called(text)}\n")
         return code
 
 
@@ -82,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
+    evaluate.add_argument("--model", metavar="FOLDER", help="a model or run folder, scored on the data it was made for")
     for command in (train, evaluate):
         add_config_arguments(command, required=command is train)
 
@@ -121,7 +122,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate weights or stored predictions, or compare results; 5 when the machine lacked something for a figure."""
     if arguments.compare:
         return compare_files(arguments)
-    if arguments.ground_truth or not arguments.conf_files:
+    if arguments.ground_truth or not (arguments.conf_files or arguments.model):
         return score_files(arguments)
     cfg = read_config(arguments)
     from locap.evaluation.report import exit_code

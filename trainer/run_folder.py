@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import read_write
 
 from ..utils.errors import CheckpointError
+from .checkpoint_files import step_folders
 from .distributed import on_main
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def continued(cfg: Any) -> Any:
 
 
 def _newest_unfinished(parent: Path) -> Path | None:
-    runs = [run for run in parent.glob("run_*") if next((run / "checkpoints").glob("step_*"), None)]
+    runs = [run for run in parent.glob("run_*") if step_folders(run / "checkpoints")]
     unfinished = [run for run in runs if not (run / "model.safetensors").exists() and run.name[4:].isdecimal()]
     return max(unfinished, key=lambda run: int(run.name[4:]), default=None)
 

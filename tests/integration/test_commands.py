@@ -162,8 +162,7 @@ def figures(folder: Path, name: str = "results.json") -> dict:
 
 def test_training_evaluation_and_stored_predictions_agree(trained, locap, tmp_path):
     config = ["--conf_files", trained.folder / "config.yaml"]
-    overrides = ["--overrides", "SAVE_DIR", tmp_path, "RESUME_FROM", trained.folder]
-    result = locap("evaluate", *config, *overrides)
+    result = locap("evaluate", "--model", trained.folder, "--overrides", "SAVE_DIR", tmp_path)
     assert result.code == 0, result.err
     assert "panoptic (standard)" in result.out
     evaluated = tmp_path / "quickstart" / "evaluation"
