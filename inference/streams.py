@@ -9,7 +9,6 @@ from typing import Any
 
 from .engines import Watch
 
-
 Follow = Callable[[list[tuple[int, str]]], None]  # what has changed with a step: (region, text so far)
 
 
