@@ -23,12 +23,12 @@ from ..datasets.records import Category, Record
 from ..utils.devices import pick_device
 from ..utils.errors import LocapError, UsageError
 from .asks import Ask, check_ask, check_inside, check_words
-from .engines import Engine, Watch, device_of, engine_of, make_engine
+from .engines import Engine, device_of, engine_of, make_engine
 from .images import ImageInput, record_of_image
 from .model_folder import find_model, push_model, read_folder, save_model
 from .prompt_values import boxes_of, masks_of, points_of
 from .results import Result
-from .streams import stream_texts
+from .streams import Follow, changed_texts, stream_texts
 
 BATCH_SIZE = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,15 +98,22 @@ class Captioner:
         with self._computing():
             return Seen(record, self.engine.encode([record]))
 
-    def ask(self, seen: Seen, asks: Sequence[Ask] = ()) -> Result:
+    def ask(self, seen: Seen, asks: Sequence[Ask] = (), watch: Follow | None = None) -> Result:
         """Answer questions about an encoded image, all in one search; without any, describe everything.
+
+        Args:
+            seen: the image.
+            asks: the questions.
+            watch: is called after every step of the writing with the (region, text so far) that have changed, perhaps
+                none, as `stream` yields them; what it raises ends the writing, and is raised here.
 
         Raises:
             UsageError: the system does not take such questions, or one lies outside the image.
         """
         self._check_about(seen.record, asks)
+        look = None if watch is None else changed_texts(watch)
         with self._computing():
-            (answered,) = self.engine.answer(seen.encoded, [seen.record], [asks])
+            (answered,) = self.engine.answer(seen.encoded, [seen.record], [asks], look)
         return self._result(answered, seen.record, asks)
 
     def stream(self, seen: Seen, asks: Sequence[Ask] = ()) -> Iterator[tuple[int, str]]:
@@ -120,12 +127,7 @@ class Captioner:
             UsageError: as `ask`.
         """
         self._check_about(seen.record, asks)
-
-        def write(watch: Watch) -> None:
-            with self._computing():
-                self.engine.answer(seen.encoded, [seen.record], [asks], watch)
-
-        return stream_texts(write)
+        return stream_texts(lambda watch: self.ask(seen, asks, watch))
 
     def check(self, asks: Sequence[Ask]) -> None:
         """Raise UsageError when the system does not take one of these questions, or it makes no sense by itself."""

@@ -215,6 +215,27 @@ def test_beams_stream_the_best_so_far(folders, system: str, search: str | None):
     assert last[0] == captioner.ask(seen, ASKS[:1]).captions[0]
 
 
+@pytest.mark.parametrize("asks", [ASKS, ()])
+def test_an_answer_can_be_watched(captioner: Captioner, asks):
+    seen, last = captioner.see(SCENES[0]), {}
+    result = captioner.ask(seen, asks, lambda changes: last.update(changes))
+    assert told(result) == told(captioner.ask(seen, asks))
+    assert last == dict(captioner.stream(seen, asks))
+
+
+def test_what_a_watch_raises_ends_the_writing(captioner: Captioner):
+    seen, steps = captioner.see(SCENES[0]), []
+
+    def leave(changes):
+        steps.append(changes)
+        raise KeyError("left")
+
+    with pytest.raises(KeyError, match="left"):
+        captioner.ask(seen, ASKS, leave)
+    assert len(steps) == 1
+    assert captioner.ask(seen, ASKS).captions
+
+
 def test_closing_a_stream_ends_the_writing_with_the_next_step(captioner: Captioner, monkeypatch):
     """The model's steps wait until they are let on, so that the stream is closed between two of them."""
     decoder = captioner.model.captioner if hasattr(captioner.model, "captioner") else captioner.model.language
