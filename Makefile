@@ -1,11 +1,11 @@
-# make quickstart | test | reliability | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
+# make quickstart | test | reliability | first-ten-minutes | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test reliability lint gpu-check
+.PHONY: quickstart test reliability first-ten-minutes lint gpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -18,6 +18,11 @@ test: $(INSTALLED)
 reliability: $(INSTALLED)
 	LOCAP_RELIABILITY=full LOCAP_FIGURES=output/reliability.json \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/reliability
+
+# What a new user does, in an environment of its own with what `pip install ".[demo]"` brings: needs a package index.
+# With playwright in .venv and Chromium on the machine, the demo is clicked in a browser.
+first-ten-minutes: $(INSTALLED)
+	$(BIN)/python tests/first_ten_minutes.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -41,9 +41,10 @@ from locap.trainer import configs_command as configs  # noqa: E402
 from locap.trainer import data_command as data  # noqa: E402
 from locap.trainer import doctor_command as doctor  # noqa: E402
 from locap.trainer.launch import says_it  # noqa: E402
+from locap.utils.arguments import CommandParser  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.endings import describe  # noqa: E402
-from locap.utils.logging import set_up_logging  # noqa: E402
+from locap.utils.logging import as_called, set_up_logging  # noqa: E402
 
 MODULES = {
     "predict": (predict, "describe images: everything, or what is asked about"),
@@ -66,13 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as err:
         text, code = describe(err)
         if says_it(text):  # every process of a job may have come upon it
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{as_called(text)}\n")
         return code
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
+    parser = CommandParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a system")
@@ -81,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score weights, or stored predictions, on a data set")
     evaluate.set_defaults(command=run_evaluate)
     add_scoring_arguments(evaluate)
+    evaluate.add_argument("--model", metavar="FOLDER", help="a model or run folder, scored on the data it was made for")
     for command in (train, evaluate):
         add_config_arguments(command, required=command is train)
 
@@ -92,11 +94,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     quickstart = commands.add_parser("quickstart", help="train a tiny system on drawn scenes and write a report")
     quickstart.set_defaults(command=run_quickstart)
-    quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER")
+    quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER", help="default: %(default)s")
     add_config_arguments(quickstart, required=False)
 
     for name, (module, text) in MODULES.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(command=module.run)
         module.add_arguments(command)
     return parser
@@ -120,7 +122,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate weights or stored predictions, or compare results; 5 when the machine lacked something for a figure."""
     if arguments.compare:
         return compare_files(arguments)
-    if arguments.ground_truth or not arguments.conf_files:
+    if arguments.ground_truth or not (arguments.conf_files or arguments.model):
         return score_files(arguments)
     cfg = read_config(arguments)
     from locap.evaluation.report import exit_code

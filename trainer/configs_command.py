@@ -12,12 +12,12 @@ from pathlib import Path
 from ..inference.config_arguments import add_config_arguments
 from ..modeling.schemas import MODEL_SCHEMAS
 from ..utils.config import TracedConfig, trace_config
+from ..utils.config_files import SHIPPED, shipped_name
 from ..utils.errors import LocapError, UsageError
 from ..utils.explain_config import Explanation, Setting, differences, explain, history, json_schema, settings
 from ..utils.tables import write_table
 from ..utils.yaml_reader import read_yaml
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 _ABSENT = "(no such key)"
 
 
@@ -111,7 +111,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _near(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """Return the name by which a file is found from here."""
+    return shipped_name(path) or str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # show, explain, diff

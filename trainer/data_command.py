@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.config_arguments import add_config_arguments, read_config
+from ..utils.arguments import CommandParser
 from ..utils.errors import DataError, MissingDependencyError, UsageError
-from ..utils.logging import terminal
+from ..utils.logging import as_called, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ ROOT_HELP = "folder of the data sets (default: $DETECTRON2_DATASETS, else $DATAS
 WIDE = 200  # columns of a table that goes into a file or pipe
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """A parser whose arguments are those of a module that is imported when they are first wanted."""
 
     module: str | None = None
@@ -262,7 +263,7 @@ def _bar(title: str, total: int) -> Iterator[tuple[Callable[[int], None], Callab
 
 
 def _show(findings: Sequence[Finding], root: Path) -> None:
-    rows = [(f.what, f.status, _number(f.found), _number(f.expected), f.fix) for f in findings]
+    rows = [(f.what, f.status, _number(f.found), _number(f.expected), as_called(f.fix)) for f in findings]
     console = _console()
     console.print(_table(("data set or file", "status", "found", "expected", "fix"), rows))
     for finding in findings:
@@ -296,4 +297,4 @@ def _console() -> Console:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{as_called(text)}\n")

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import read_write
 
 from ..utils.errors import CheckpointError
+from .checkpoint_files import step_folders
 from .distributed import on_main
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ def continued(cfg: Any) -> Any:
     Where there is none, RESUME is off and a new run starts: one command starts a run and goes on with it, however often
     it is stopped. A run is finished when its ``model.safetensors`` is there.
     """
+    if cfg.RESUME_FROM and not (cfg.RESUME or cfg.WEIGHT):  # the original, too, does not use it then
+        way = "WEIGHT True starts from its weights, RESUME True goes on with its run"
+        _log.warning("RESUME_FROM %s is not used: %s", cfg.RESUME_FROM, way)
     if not cfg.RESUME or cfg.RESUME_FROM:
         return cfg
     found = on_main(lambda: str(_newest_unfinished(Path(cfg.SAVE_DIR) / cfg.BASENAME) or ""))
@@ -46,7 +50,7 @@ def continued(cfg: Any) -> Any:
 
 
 def _newest_unfinished(parent: Path) -> Path | None:
-    runs = [run for run in parent.glob("run_*") if next((run / "checkpoints").glob("step_*"), None)]
+    runs = [run for run in parent.glob("run_*") if step_folders(run / "checkpoints")]
     unfinished = [run for run in runs if not (run / "model.safetensors").exists() and run.name[4:].isdecimal()]
     return max(unfinished, key=lambda run: int(run.name[4:]), default=None)
 

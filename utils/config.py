@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from .config_files import find_file
 from .config_keys import MISSING, KeyIndex, KeySpec, index_keys, render_value
 from .errors import UsageError, nearest, shortened
 from .files import write_text
@@ -57,7 +58,7 @@ def load_config(
     """Merge, type and check a configuration.
 
     Args:
-        conf_files: YAML files, later ones win.
+        conf_files: YAML files, later ones win; of locap's own the name is enough (`find_file`).
         overrides: ``KEY VALUE KEY VALUE ...``, keys dotted; lists as ``[a, b]``, entries as ``{a: 1}``.
         model_schemas: the MODEL section by MODEL.NAME (``locap.modeling.schemas.MODEL_SCHEMAS``).
         config_overrides: tokens that, joined by spaces, are one JSON object.
@@ -82,7 +83,7 @@ def trace_config(
 ) -> TracedConfig:
     """Load a configuration as `load_config` does, and keep where its values were set."""
     problems: list[UsageError] = []
-    leaves = [leaf for path in conf_files for leaf in _read_file(Path(path), problems, ())]
+    leaves = [leaf for path in conf_files for leaf in _read_file(find_file(path), problems, ())]
     if config_overrides:
         leaves += _attempt(problems, parse_mapping, " ".join(config_overrides), "--config_overrides", problems) or []
     unreadable = bool(problems)

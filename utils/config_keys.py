@@ -208,6 +208,21 @@ def index_keys(schema: type, *, replace: Mapping[str, type] | None = None, prefi
     return index
 
 
+FAMILIAR = {  # last words of names in other frameworks: what is meant
+    "batch_size": "COCO.TRAIN.BATCH_SIZE_TOTAL",
+    "checkpoint_period": "CHECKPOINT_EVERY_STEPS",
+    "epochs": "SOLVER.MAX_NUM_EPOCHS",
+    "eval_period": "EVAL_EVERY_STEPS",
+    "ims_per_batch": "COCO.TRAIN.BATCH_SIZE_TOTAL",
+    "learning_rate": "SOLVER.BASE_LR",
+    "lr": "SOLVER.BASE_LR",
+    "max_iter": "SOLVER.MAX_STEPS",
+    "num_epochs": "SOLVER.MAX_NUM_EPOCHS",
+    "output_dir": "SAVE_DIR",
+    "weights": "RESUME_FROM",
+}
+
+
 class KeyIndex:
     """All keys of one configuration: finds a key, knows the dead ones, and explains an unknown one."""
 
@@ -259,9 +274,11 @@ class KeyIndex:
         yield from dict.fromkeys(n[len(prefix) :].partition(".")[0] for n in self.specs if n.startswith(prefix))
 
     def _nearest(self, name: str) -> str | None:
-        """Return the key most likely meant: a neighbour in its section, else one of that last word, else any."""
+        """Return the key most likely meant: of a familiar name, a neighbour in its section, of that last word, any."""
         folded = {known.casefold(): known for known in self.specs}
         parent, _, last = name.casefold().rpartition(".")
+        if FAMILIAR.get(last) in self.specs:
+            return FAMILIAR[last]
         in_section = [known for known in folded if parent and known.rpartition(".")[0] == parent]
         neighbour = nearest(last, [known.rpartition(".")[2] for known in in_section])
         if neighbour:

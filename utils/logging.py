@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from functools import lru_cache
+from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+def as_called(text: str) -> str:
+    """Return a text with the commands it names as this user gives them: ``locap …`` where locap is installed."""
+    return text.replace("python entry.py ", "locap ") if Path(sys.argv[0]).stem == "locap" else text
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .errors import UsageError, nearest
+from .config_files import missing_file
+from .errors import UsageError
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
@@ -38,7 +39,7 @@ def read_yaml(path: str | Path, problems: list[UsageError]) -> list[Leaf]:
     """
     path = Path(path)
     if not path.is_file():
-        raise _missing(path)
+        raise missing_file(path)
     if path.stat().st_size > MAX_BYTES:
         raise UsageError("The file is too large.", where=str(path), allowed=f"at most {MAX_BYTES} bytes")
     try:
@@ -46,21 +47,6 @@ def read_yaml(path: str | Path, problems: list[UsageError]) -> list[Leaf]:
     except UnicodeDecodeError as error:
         raise UsageError(f"The file is not UTF-8 text (byte {error.start}).", where=str(path)) from None
     return parse_mapping(text, str(path), problems)
-
-
-def _missing(path: Path) -> UsageError:
-    if path.is_dir():
-        return UsageError("This is a folder, not a configuration file.", where=str(path))
-    folder = path.parent
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml")) if folder.is_dir() else []
-    close = nearest(path.name, names)
-    fix = f"did you mean {folder / close}?" if close else None
-    return UsageError(
-        "There is no such configuration file.",
-        where=str(path),
-        allowed=None if close or not names else f"files of that folder: {', '.join(names[:10])}",
-        fix=fix or (None if folder.is_dir() else f"the folder {folder} does not exist either"),
-    )
 
 
 def parse_mapping(text: str, source: str, problems: list[UsageError]) -> list[Leaf]:

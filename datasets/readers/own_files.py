@@ -100,7 +100,8 @@ def form_of(document: Any, path: Path) -> str:
         return "vg"
     keys = ", ".join(map(str, list(document)[:8])) if isinstance(document, dict) else type(document).__name__
     allowed = f'records ("format": "{FORMAT}"), or COCO-style with lists "images" and "annotations"'
-    fix = "if it is one of another format, data convert --from FORMAT"
+    command = "python entry.py data convert FILE --from FORMAT --to jsonl --output NEW.jsonl"
+    fix = f"if it is one of another format: {command}"
     raise DataError("The file is not known to be a data set.", where=shown(path), value=keys, allowed=allowed, fix=fix)
 
 
@@ -122,7 +123,7 @@ def _open(form: str, path: Path, document: Any, images: list[Path]) -> OwnReader
     if form == "vg":
         return VisualGenomeReader(path, path.with_name("image_data.json"), images)
     reader = Pix2CapReader if form == "pix2cap" else CocoPanopticReader
-    return reader(path, _holding(images, _first(document, "images")), _panoptic_folder(path, document))
+    return reader(path, _holding(images, _first(document, "images"), path), _panoptic_folder(path, document))
 
 
 def _folders(path: Path, root: str | Path | None, images: str | Path | None) -> list[Path]:
@@ -141,14 +142,19 @@ def _panoptic_folder(path: Path, document: Any) -> Path:
     homes = (path.parent, path.parent.parent)
     folders = [home / path.stem for home in homes]
     folders += [folder for home in homes for folder in sorted(home.iterdir()) if folder.is_dir()]
-    return _holding(folders, _first(document, "annotations"))
+    return _holding(folders, _first(document, "annotations"), path)
 
 
-def _holding(folders: Sequence[Path], name: str | None) -> Path:
-    """Return the folder that has a file, one below it included; the first folder when none has."""
+def _holding(folders: Sequence[Path], name: str | None, path: Path) -> Path:
+    """Return the folder that has a file, one below it included; the first folder when none has.
+
+    Folders that are called as the file ends, such as ``images/val`` and ``val.json``, come first: another split may
+    have files of the same names.
+    """
+    split = path.stem.rpartition("_")[2]
     if name is not None:
         below = [child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir()) if child.is_dir()]
-        for folder in (*folders, *below):
+        for folder in sorted((*folders, *below), key=lambda folder: not folder.name.endswith(split)):
             if resolve_under(folder, name).is_file():
                 return folder
     return folders[0]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from locap.datasets.flattening import Flattened, flatten
+from locap.datasets.prepare.toy import write_toy
 from locap.datasets.readers import categories_of, open_dataset, open_expressions
 from locap.datasets.readers.own_files import names_file
 from locap.datasets.readers.record_file import lines_of
@@ -241,6 +242,18 @@ def test_names(own, tmp_path, monkeypatch):
     assert [name for name in NAMES if names_file(name)] == ["mine.json", "no/such.jsonl"]
     assert len(open_dataset("mine.json", tmp_path)) == 2  # below the folder of the data sets
     refused("mine", "Unknown data set.", ".json or .jsonl file", kind=UsageError)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_files_of_the_same_names_belong_to_their_own_split(tmp_path, split):
+    toy = write_toy(tmp_path)
+    assert (toy / "images" / "train" / "000000000001.png").is_file()
+    assert (toy / "images" / "val" / "000000000001.png").is_file()
+    reader = open_dataset(f"toy/annotations/pix2cap_{split}.json", tmp_path)
+    record = reader[0]
+    assert Path(record.image) == toy / "images" / split / "000000000001.png"
+    ids, counts = np.unique(record.read_id_map(), return_counts=True)
+    assert dict(zip(ids, counts, strict=True)) == {region.id: region.area for region in record.regions}
 
 
 def test_expressions_are_taken_one_by_one(own):

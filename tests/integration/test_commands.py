@@ -67,7 +67,8 @@ for line in {lines!r}:
     assert "There is no such configuration file." in no_file
     assert str(tmp_path / "quickstrat.yaml") in no_file
     assert "give --conf_files FILE.yaml, or --model RUN_FOLDER" in no_config
-    assert str(tmp_path / "nowhere" / "config.yaml") in no_run
+    assert "There is no such model folder." in no_run
+    assert str(tmp_path / "nowhere") in no_run
     assert "-0.5" in negative
     assert "-1" in negative
 
@@ -161,8 +162,7 @@ def figures(folder: Path, name: str = "results.json") -> dict:
 
 def test_training_evaluation_and_stored_predictions_agree(trained, locap, tmp_path):
     config = ["--conf_files", trained.folder / "config.yaml"]
-    overrides = ["--overrides", "SAVE_DIR", tmp_path, "RESUME_FROM", trained.folder]
-    result = locap("evaluate", *config, *overrides)
+    result = locap("evaluate", "--model", trained.folder, "--overrides", "SAVE_DIR", tmp_path)
     assert result.code == 0, result.err
     assert "panoptic (standard)" in result.out
     evaluated = tmp_path / "quickstart" / "evaluation"

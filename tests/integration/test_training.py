@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from locap import entry
 from locap.datasets import samplers
 from locap.datasets.prepare.shards import write_shards
 from locap.datasets.shapes import Shapes
 from locap.trainer.distributed import World
 from locap.trainer.experiment import TrainingRun
-from locap.utils.errors import CheckpointError, UsageError
+from locap.utils.errors import EXIT_STOPPED, CheckpointError, UsageError
 
 RANDOM = (  # everything that draws
     *("MODEL.TEXT_DECODER.DROPOUT", "0.1", "MODEL.DECODER.DROPOUT", "0.1"),
@@ -43,6 +47,17 @@ def train(cfg, kill_after: int | None = None) -> TrainingRun:
     except Killed:
         assert not (run.folder / "model.safetensors").exists()
     return run
+
+
+def terminating(function: Callable, step: int) -> Callable:
+    """Return a method of the run that asks for the end at a step, as the system does."""
+
+    def both(run: TrainingRun, *arguments: object) -> object:
+        if run.loop.state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(run, *arguments)
+
+    return both
 
 
 def events(folder: Path, kind: str = "train") -> list[dict]:
@@ -95,6 +110,32 @@ def test_a_run_is_the_same_in_a_process_of_its_own(tiny, tiny_config, tmp_path, 
     assert done.code == 0, done.err
     assert_same_state(here, first)
     assert losses(first) == losses(here)
+
+
+@pytest.mark.parametrize("fault", ["SIGTERM", "SIGKILL"])
+def test_one_command_starts_a_run_and_goes_on_with_it(tiny, tiny_config, tmp_path, start, python, monkeypatch, fault):
+    """Stopped at step 4 of 6, one step after a checkpoint; as often as it is given."""
+    options = ("SOLVER.MAX_STEPS", "6", *SIX_STEPS[2:], *RANDOM, "CHECKPOINT_EVERY_STEPS", "3")
+    whole = train(tiny_config(*options, SAVE_DIR=tmp_path / "whole")).folder
+    words = ("train", "--conf_files", "quickstart.yaml", "--overrides")
+    words += tuple(tiny(*options, SAVE_DIR=tmp_path, BASENAME="tiny", RESUME=True))
+    if fault == "SIGKILL":
+        monkeypatch.setenv("LOCAP_FAULT", "step.end@4:kill")
+        assert start(python, "entry.py", *words).code == -signal.SIGKILL
+        monkeypatch.delenv("LOCAP_FAULT")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingRun, "_should_report", terminating(TrainingRun._should_report, step=4))
+            assert entry.main(list(words)) == EXIT_STOPPED
+    part = tmp_path / "tiny" / "run_1"
+    assert not (part / "model.safetensors").exists()
+    assert entry.main(list(words)) == 0
+    assert_same_state(whole, part)
+    assert losses(part) == losses(whole)
+    assert [run.name for run in (tmp_path / "tiny").iterdir()] == ["run_1"]
+    if fault == "SIGKILL":
+        assert entry.main([*words, "SOLVER.MAX_STEPS", "1"]) == 0
+        assert sorted(run.name for run in (tmp_path / "tiny").iterdir()) == ["run_1", "run_2"], "run_1 is finished"
 
 
 def test_going_on_from_an_older_checkpoint_repeats_from_there(tiny_config, tmp_path):

@@ -17,7 +17,7 @@ from omegaconf.errors import ReadonlyConfigError
 
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.utils.config import load_config, save_config
-from locap.utils.config_keys import index_keys, render_value
+from locap.utils.config_keys import FAMILIAR, index_keys, render_value
 from locap.utils.errors import UsageError
 from locap.utils.schema import Config
 
@@ -61,6 +61,10 @@ def select(cfg, dotted: str):
 
 
 # Values
+
+
+def test_every_familiar_name_stands_for_a_key():
+    assert set(FAMILIAR.values()) <= set(index_keys(Config))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,8 @@ def test_any_text_survives_being_written(text: str):
         ("WANDB 2", ["'2' is neither true nor false", "yes, no, 1 or 0 (default: false)"]),
         ("SOLVER.BASE_LRR 1", ['"SOLVER.BASE_LRR"', "did you mean SOLVER.BASE_LR?", "(default: 0.0001)"]),
         ("BASE_LR 1", ["did you mean SOLVER.BASE_LR?"]),
+        ("SOLVER.LEARNING_RATE 1", ['"SOLVER.LEARNING_RATE"', "did you mean SOLVER.BASE_LR?"]),
+        ("optim.lr 1", ["did you mean SOLVER.BASE_LR?"]),
         ("solver.gamma 1", ["did you mean SOLVER.GAMMA?"]),
         ("MODEL.DECODER.XYZ 1", ["in MODEL.DECODER:", "NUM_OBJECT_QUERIES"]),
         ("SOLVER 1", ["SOLVER is a section, not a key", "BASE_LR"]),

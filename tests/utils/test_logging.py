@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from locap.utils.logging import RANK_VARIABLES, set_up_logging
+from locap.utils.logging import RANK_VARIABLES, as_called, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,12 @@ def test_what_each_rank_says(environ, expected, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.split(" ", 1)[1] for line in err.splitlines()] == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [("/home/me/.venv/bin/locap", "locap data list"), ("entry.py", "python entry.py data list")],
+)
+def test_commands_are_told_as_the_user_gives_them(monkeypatch, program, expected):
+    monkeypatch.setattr("sys.argv", [program, "data"])
+    assert as_called("fix: python entry.py data list") == f"fix: {expected}"
