@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 
+import torch
 from PIL import Image
 
 from locap.datasets.shapes import CATEGORIES, Shapes
@@ -20,6 +21,7 @@ def examples(page: str) -> list[str]:
 
 
 def test_the_python_page(tiny_config, tmp_path, monkeypatch):
+    torch.manual_seed(0)
     cfg = tiny_config()
     system = find_system(cfg.MODEL.NAME)
     Captioner.of_model(system.model(cfg, CATEGORIES, system.tokenizer(cfg)), cfg, CATEGORIES).save(
@@ -31,7 +33,7 @@ def test_the_python_page(tiny_config, tmp_path, monkeypatch):
     for example in examples("python.md"):
         exec(compile(example, "docs/python.md", "exec"), names)
     assert names["broken"] == ["missing.jpg"]
-    assert len(names["answer"]) == len(names["result"]) > 0
+    assert len(names["answer"]) == len(names["result"])  # untrained weights may find nothing
     assert "<html" in names["page"]
     for path in ("picture.png", "out/photo.json", "out/photo.png", "shared_model/model.safetensors"):
         assert (tmp_path / path).is_file(), path
