@@ -1,4 +1,5 @@
-# make quickstart | test | reliability | first-ten-minutes | lint | gpu-check          PYTHON=python3.12 chooses the interpreter of a new .venv
+# make quickstart | test | reliability | first-ten-minutes | lint | gpu-check
+# PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
