@@ -159,6 +159,8 @@ class Callbacks:
             return [(kind, line) for line in phrase.splitlines() if line.strip()] or [(kind, phrase)]
         if kind == "mask":
             return [ask_of_painting(_painting(layers, desk.seen.record.height, desk.seen.record.width))]
+        if kind and not place.strip():
+            raise UsageError("Nothing is chosen yet.", allowed="two corners of a box, or a point: click on the image")
         return [(kind, _numbers(place))] if kind else []
 
 

@@ -36,9 +36,11 @@ SCENES, SCENE_SIDE = 5, 384
 DESCRIBE, ASK = "Describe", "Ask"
 MAX_NAME = 64  # letters, of a session or a painting
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: auto}
+.gradio-container {max-width: min(1240px, 100vw) !important; margin: auto}
 #heading h1 {margin: 0} #heading p {margin: 0; opacity: .7}
 #examples .grid-wrap {max-height: 110px; min-height: 0}
+#mode .wrap, #style .wrap {flex-wrap: wrap}
+.row > .column, .row > .column > * {min-width: min(320px, 100%) !important; max-width: 100%}
 #caption textarea {font-size: 1.15em; line-height: 1.5}
 """
 
@@ -192,14 +194,17 @@ class Page:
         opened = [self.image, self.painting, self.place, self.text, self.picture, self.table]
         shown = [self.image, self.painting, self.phrase, self.place, self.hint, self.style, self.question]
         asked = [self.mode, self.place, self.painting, self.phrase, self.style, self.question]
-        answer: dict[str, Any] = {"fn": self.answer, "inputs": asked, "outputs": [self.picture, self.text, self.table]}
+        answer: dict[str, Any] = {
+            "fn": self.answer, "inputs": asked, "outputs": [self.picture, self.text, self.table],
+            "show_progress_on": self.text,
+        }  # fmt: skip
         self.image.upload(self.open_file, self.image, opened, api_name="open_image")
         self.image.clear(self.clear, None, opened, **light)
         if len(self.callbacks.examples):
             self.examples.select(self.open_example, None, opened, api_visibility="private")
         self.image.select(self.click, [self.mode, self.chosen], [self.image, self.place, self.chosen], **light)
-        for change in (self.mode.change, self.style.change):
-            change(self.change_mode, [self.mode, self.style], shown, **light)
+        self.mode.change(self.change_mode, [self.mode, self.style], shown, **light)
+        self.style.change(lambda style: gradio.update(visible=style == ASK), self.style, self.question, **light)
         self.chosen.change(**answer, api_visibility="private")
         self.button.click(**answer, api_name="caption")
         for box in (self.phrase, self.place, self.question):

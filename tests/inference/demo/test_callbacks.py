@@ -152,6 +152,12 @@ def test_a_user_who_leaves_ends_the_generation(service, colours, halves):
     assert colours.written < 50
 
 
+def test_nothing_is_chosen_yet(callbacks, halves):
+    for mode in ("Box", "Point"):
+        with pytest.raises(UsageError, match="Nothing is chosen yet"):
+            list(callbacks.answer(callbacks.open_file(halves), mode, place=" "))
+
+
 def test_no_image_yet(callbacks):
     assert callbacks.open_file(None) is None
     with pytest.raises(UsageError, match="no image yet"):
