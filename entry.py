@@ -41,6 +41,7 @@ from locap.trainer import configs_command as configs  # noqa: E402
 from locap.trainer import data_command as data  # noqa: E402
 from locap.trainer import doctor_command as doctor  # noqa: E402
 from locap.trainer.launch import says_it  # noqa: E402
+from locap.utils.arguments import CommandParser  # noqa: E402
 from locap.utils.combine_weights import GRIT_FILE, OUTPUT_FILE, XDECODER_FILE, combine_files  # noqa: E402
 from locap.utils.endings import describe  # noqa: E402
 from locap.utils.logging import as_called, set_up_logging  # noqa: E402
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
+    parser = CommandParser(prog="locap", description="Region-level captioning: train, evaluate, predict.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a system")
@@ -93,11 +94,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     quickstart = commands.add_parser("quickstart", help="train a tiny system on drawn scenes and write a report")
     quickstart.set_defaults(command=run_quickstart)
-    quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER")
+    quickstart.add_argument("--output", default="output/quickstart", metavar="FOLDER", help="default: %(default)s")
     add_config_arguments(quickstart, required=False)
 
     for name, (module, text) in MODULES.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(command=module.run)
         module.add_arguments(command)
     return parser

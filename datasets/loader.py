@@ -194,7 +194,7 @@ def _collate(samples: Sequence[Sample | BadSample | LocapError]) -> Batch | Loca
     batch = collate([sample for sample in samples if not isinstance(sample, BadSample)])
     if bad:
         batch.bad = bad
-    workers.give_memory_back()
+    workers.trim_worker()
     return batch
 
 

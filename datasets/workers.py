@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import logging
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..utils.errors import LocapError
+from ..utils.memory import give_memory_back
 from ..utils.untrusted import shown
 from .batches import Batch
 from .reader import Reader
@@ -264,23 +264,13 @@ def _with_leaves(batch: Batch, kind: type, change: Callable) -> Batch:
     )
 
 
-def _find_trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # only glibc has it
-        return None
+def trim_worker() -> None:
+    """Give freed memory of a loader process back, which costs a fraction of decoding an image.
 
-
-_trim = _find_trim()
-
-
-def give_memory_back() -> None:
-    """Return freed memory of a loader process to the system, which costs a fraction of decoding an image.
-
-    Pictures of ever other sizes leave holes in the heap; at 1024 pixels a process grew from 60 to 180 MB without this.
+    At 1024 pixels a process grew from 60 to 180 MB without this.
     """
-    if _trim is not None and get_worker_info() is not None:
-        _trim(0)
+    if get_worker_info() is not None:
+        give_memory_back()
 
 
 def allow_open_files(wanted: int = 65_536) -> None:

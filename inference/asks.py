@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from ..datasets.records import Region, box_of_mask, decode_mask, encode_mask
@@ -35,9 +36,11 @@ class Ask:
         return f"{self.kind} {self._shown()}{words}"
 
     def _shown(self) -> str:
-        if self.kind == "mask":
+        if self.kind == "mask" and isinstance(self.value, Mapping):
             return "x".join(str(side) for side in reversed(self.value["size"]))
-        return self.value if isinstance(self.value, str) else " ".join(f"{number:g}" for number in self.value)
+        if not _are_numbers(self.value):
+            return str(self.value)
+        return " ".join(f"{number:g}" for number in self.value)
 
     @property
     def task(self) -> str:
@@ -153,8 +156,12 @@ def check_words(text: str, where: str, *, what: str = "phrase") -> None:
         raise UsageError(f"The {what} is not text.", where=where, value=text, allowed="UTF-8") from None
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(number, Real) for number in value)
+
+
 def _check_numbers(ask: Ask, where: str) -> None:
-    if len(ask.value) != LENGTHS[ask.kind] or not all(map(math.isfinite, ask.value)):
+    if not _are_numbers(ask.value) or len(ask.value) != LENGTHS[ask.kind] or not all(map(math.isfinite, ask.value)):
         allowed = f"{LENGTHS[ask.kind]} finite numbers: " + ("x0 y0 x1 y1" if ask.kind == "box" else "x y")
         raise UsageError("Not a place in an image.", where=where, value=ask.value, allowed=allowed)
     if ask.kind == "box" and not (ask.value[0] < ask.value[2] and ask.value[1] < ask.value[3]):

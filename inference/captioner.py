@@ -23,12 +23,12 @@ from ..datasets.records import Category, Record
 from ..utils.devices import pick_device
 from ..utils.errors import LocapError, UsageError
 from .asks import Ask, check_ask, check_inside, check_words
-from .engines import Engine, Watch, device_of, engine_of, make_engine
+from .engines import Engine, device_of, engine_of, make_engine
 from .images import ImageInput, record_of_image
 from .model_folder import find_model, push_model, read_folder, save_model
 from .prompt_values import boxes_of, masks_of, points_of
 from .results import Result
-from .streams import stream_texts
+from .streams import Follow, changed_texts, stream_texts
 
 BATCH_SIZE = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,15 +98,22 @@ class Captioner:
         with self._computing():
             return Seen(record, self.engine.encode([record]))
 
-    def ask(self, seen: Seen, asks: Sequence[Ask] = ()) -> Result:
+    def ask(self, seen: Seen, asks: Sequence[Ask] = (), watch: Follow | None = None) -> Result:
         """Answer questions about an encoded image, all in one search; without any, describe everything.
+
+        Args:
+            seen: the image.
+            asks: the questions.
+            watch: is called after every step of the writing with the (region, text so far) that have changed, perhaps
+                none, as `stream` yields them; what it raises ends the writing, and is raised here.
 
         Raises:
             UsageError: the system does not take such questions, or one lies outside the image.
         """
         self._check_about(seen.record, asks)
+        look = None if watch is None else changed_texts(watch)
         with self._computing():
-            (answered,) = self.engine.answer(seen.encoded, [seen.record], [asks])
+            (answered,) = self.engine.answer(seen.encoded, [seen.record], [asks], look)
         return self._result(answered, seen.record, asks)
 
     def stream(self, seen: Seen, asks: Sequence[Ask] = ()) -> Iterator[tuple[int, str]]:
@@ -120,16 +127,13 @@ class Captioner:
             UsageError: as `ask`.
         """
         self._check_about(seen.record, asks)
-
-        def write(watch: Watch) -> None:
-            with self._computing():
-                self.engine.answer(seen.encoded, [seen.record], [asks], watch)
-
-        return stream_texts(write)
+        return stream_texts(lambda watch: self.ask(seen, asks, watch))
 
     def check(self, asks: Sequence[Ask]) -> None:
         """Raise UsageError when the system does not take one of these questions, or it makes no sense by itself."""
         for ask in asks:
+            if not isinstance(ask, Ask):
+                raise UsageError("Not a question.", value=ask, allowed='Ask("box", (x0, y0, x1, y1)) and the like')
             wanted = [ask.kind] + (["prompt"] if ask.prompt is not None else [])
             for kind in wanted:
                 if kind not in self.takes:
@@ -188,7 +192,7 @@ class Captioner:
 
     def locate(self, text: str | Sequence[str]) -> Result:
         """Find what phrases refer to: a region per phrase, with a box and where the system has them a mask."""
-        phrases = [text] if isinstance(text, str) else list(text)
+        phrases = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
         if not phrases:
             raise UsageError("Nothing is asked.", allowed="a phrase or several", fix='captioner.locate("the red car")')
         return self.ask(self._current(), [Ask("text", phrase) for phrase in phrases])
@@ -213,6 +217,8 @@ class Captioner:
         """
         if batch_size < 1:
             raise UsageError("A batch needs an image.", where="batch_size", value=batch_size, allowed="1 or more")
+        if isinstance(items, (str, Path)):
+            raise UsageError("A batch is a list of images.", where="items", value=str(items), fix="batch([image])")
         return self._batches(items, batch_size, on_error)
 
     def _batches(self, items: Iterable[Item], batch_size: int, on_error: Any) -> Iterator[Result]:
@@ -231,27 +237,33 @@ class Captioner:
         yield from self._together(group, on_error)
 
     def _prepared(self, item: Item) -> tuple[Item, Record, Sequence[Ask]]:
+        if isinstance(item, tuple) and len(item) != 2:
+            raise UsageError("Not an item of a batch.", value=item, allowed="an image, or (image, [Ask(...), ...])")
         image, asks = item if isinstance(item, tuple) else (item, ())
         record = record_of_image(image)
         self._check_about(record, asks)
         return item, record, asks
 
-    def _together(self, group: list[tuple[Item, Record, Sequence[Ask]]], on_error: Any) -> list[Result]:
+    def _together(self, group: list[tuple[Item, Record, Sequence[Ask]]], on_error: Any) -> Iterator[Result]:
         """Answer about a group; where that fails, one by one to find out whose fault it is."""
         if not group:
-            return []
+            return
         items, records, asks = zip(*group, strict=True)
         try:
             with self._computing():
                 answered = self.engine.answer(self.engine.encode(records), records, asks)
         except LocapError as err:
-            if on_error is None:
+            if len(group) > 1:
+                answered = None
+            elif on_error is None:
                 raise
-            if len(group) == 1:
-                on_error(items[0], err)
-                return []
-            return [result for one in group for result in self._together([one], on_error)]
-        return [self._result(*row) for row in zip(answered, records, asks, strict=True)]
+            else:
+                return on_error(items[0], err)
+        if answered is None:
+            for one in group:
+                yield from self._together([one], on_error)
+        else:
+            yield from (self._result(*row) for row in zip(answered, records, asks, strict=True))
 
     def save(self, folder: str | Path, *, license: str = "other") -> Path:
         """Write a model folder, see `save_model`; `load` takes it anywhere."""

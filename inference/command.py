@@ -24,9 +24,11 @@ class AppendAsk(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of prediction."""
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, patterns; - reads a list of files")
-    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="the same")
+    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="the same as IMAGE")
     parser.add_argument("--model", metavar="FOLDER", help="a model or run folder: its config.yaml and newest weights")
-    parser.add_argument("--output", default="output", metavar="FOLDER", help="where pictures and predictions go")
+    parser.add_argument(
+        "--output", default="output", metavar="FOLDER", help="where pictures and predictions go; default: %(default)s"
+    )
     _add_prompts(parser)
     parser.add_argument("--name", metavar="NAME", help="of the files written, without suffix; default: the image's")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="images at once; default: 8")
@@ -64,19 +66,28 @@ def run(arguments: argparse.Namespace) -> int:
     cfg = read_config(arguments)
     from .asks import make_asks
 
-    asks = make_asks(arguments.asks, prompt=arguments.prompt)  # told before torch is loaded
+    asks = make_asks(
+        arguments.asks, prompt=None if arguments.regions else arguments.prompt
+    )  # told before torch is loaded
     images = find_images([*arguments.images, *arguments.image], sys.stdin)
     from ..utils.devices import pick_device
     from .prediction_run import Outputs, predict_images, questions
 
     return predict_images(
         cfg,
-        questions(cfg, images, asks, regions=arguments.regions, normalized=arguments.normalized),
+        questions(
+            cfg, images, asks, regions=arguments.regions, prompt=arguments.prompt, normalized=arguments.normalized
+        ),
         Outputs(Path(arguments.output), arguments.name, pictures=not arguments.no_pictures, page=arguments.html),
         device=pick_device(arguments.device or device_of(cfg)),
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
+        inputs=[path for path in (arguments.regions, *_mask_files(arguments)) if path],
     )
+
+
+def _mask_files(arguments: argparse.Namespace) -> list[str]:
+    return [value for kind, value in arguments.asks if kind == "mask"]
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -84,5 +95,13 @@ def _check(arguments: argparse.Namespace) -> None:
     given += ["--regions"] if arguments.regions else []
     if arguments.all and given:
         raise UsageError("Ask for everything, or for something.", value=f"--all {' '.join(given)}", fix="leave out one")
+    if not arguments.model and not arguments.conf_files:
+        raise UsageError("No model is given.", fix="give --conf_files FILE.yaml, or --model RUN_FOLDER")
+    if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
+        raise UsageError("This is a file, not a folder.", where="--output", value=arguments.output, allowed="a folder")
+    beside = given[:-1] + [name for name in ("images", "image", "normalized") if getattr(arguments, name)]
+    if arguments.regions and beside:
+        what = "A file of regions says which images and which regions, in pixels."
+        raise UsageError(what, where="--regions", value=" ".join(beside), fix="leave out one")
     if arguments.batch_size < 0:
         raise UsageError("There is no such batch.", where="--batch-size", value=arguments.batch_size, allowed="from 1")

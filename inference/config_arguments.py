@@ -19,8 +19,16 @@ CONF_FILES = "later ones win; those of `configs list` are found by their names f
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the configuration's arguments; --overrides takes the rest of the line."""
     parser.add_argument("--conf_files", nargs="+", required=required, default=[], metavar="YAML", help=CONF_FILES)
-    parser.add_argument("--config_overrides", nargs="+", default=[], metavar="JSON", help="one JSON object")
-    parser.add_argument("--overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last")
+    parser.add_argument(
+        "--config_overrides", nargs="+", default=[], metavar="JSON", help='one JSON object, {"KEY": value, ...}'
+    )
+    parser.add_argument(
+        "--overrides",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="keys and their values; must come last",
+    )
 
 
 def read_config(arguments: argparse.Namespace) -> Any:

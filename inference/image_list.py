@@ -48,7 +48,8 @@ def _expand(given: str, standard_input: Iterable[str]) -> Iterator[str]:
 
 
 def _in_folder(folder: Path) -> list[str]:
-    images = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    seen = (path for path in folder.iterdir() if not path.name.startswith("."))  # such as ._a.jpg of a Mac
+    images = sorted(str(path) for path in seen if path.suffix.lower() in SUFFIXES and path.is_file())
     if not images:
         raise DataError("The folder has no images.", where=shown(folder.absolute()), allowed=", ".join(SUFFIXES))
     return images

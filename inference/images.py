@@ -62,9 +62,11 @@ def _pixels(values: np.ndarray, channels: int) -> np.ndarray:
     shape = values.shape
     places = [axis for axis in (channels, 2 - channels) if values.ndim == 3 and shape[axis] == 3]
     if not places or not values.size:
-        raise DataError("Not the pixels of an RGB image.", value=f"shape {tuple(shape)}", allowed=LAYOUTS)
+        fix = "one image at a time: pixels[0]" if values.ndim == 4 else 'Image.fromarray(pixels).convert("RGB")'
+        raise DataError("Not the pixels of an RGB image.", value=f"shape {tuple(shape)}", allowed=LAYOUTS, fix=fix)
     pixels = _as_bytes(values)
-    return np.ascontiguousarray(pixels if places[0] == 2 else pixels.transpose(1, 2, 0))
+    pixels = pixels if places[0] == 2 else pixels.transpose(1, 2, 0)
+    return np.array(pixels, order="C")  # a copy: cameras write the next frame into the same memory
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def _plain_name(captioner: Any) -> str:
 
 def _usage(captioner: Any, name: str) -> Iterator[str]:
     yield from (f"# {name}", "", _summary(captioner), "", "```python", "import locap", "")
-    yield f'captioner = locap.load("{name}")  # or the folder that this file is in'
+    yield f"captioner = locap.load({json.dumps(name, ensure_ascii=False)})  # or the folder that this file is in"
     yield 'captioner.set_image("photo.jpg")'
     yield "captioner.caption_everything().captions"
     yield from (code for kind, (_, code) in QUESTIONS.items() if kind in captioner.takes and code)
@@ -69,13 +71,13 @@ def _summary(captioner: Any) -> str:
 
 def _system(captioner: Any) -> Iterator[str]:
     cfg, model = captioner.cfg, captioner.engine.model
-    inputs, names = cfg.COCO.INPUT, [category.name for category in captioner.categories]
+    inputs, names = cfg.COCO.INPUT, [_cell(category.name) for category in captioner.categories]
     more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
     takes = ", ".join(sorted(captioner.takes)) or "an image alone"
     solver, canvas = cfg.SOLVER, getattr(model, "canvas", None)
     size = "{1} x {0}".format(*canvas) if canvas else f"{inputs.MIN_SIZE_TEST} to {inputs.MAX_SIZE_TEST}"
     length = f"{solver.MAX_STEPS} steps" if solver.MAX_STEPS else f"{solver.MAX_NUM_EPOCHS} epochs"
-    sets = [entry for entry in cfg.DATASETS.TRAIN if "/" not in entry]
+    sets = [_cell(entry) for entry in cfg.DATASETS.TRAIN if "/" not in entry]
     yield from ("| | |", "|---|---|")
     yield f"| system | `{cfg.MODEL.NAME}` |"
     yield f"| takes | {takes} |"
@@ -88,9 +90,15 @@ def _system(captioner: Any) -> Iterator[str]:
     yield from ("", "`config.yaml` says the rest.", "")
 
 
+def _cell(text: object) -> str:
+    """Return a text of others as a table of Markdown shows it: no cell, line or HTML begins in it."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "&#124;")
+
+
 def _figures(captioner: Any) -> Iterator[str]:
     folder = Path(captioner.cfg.RESUME_FROM)
-    steps = sorted(folder.glob("evaluations/step_*")) if captioner.cfg.RESUME_FROM else []
+    found = folder.glob("evaluations/step_*") if captioner.cfg.RESUME_FROM else ()
+    steps = sorted(step for step in found if step.name.removeprefix("step_").isdecimal())
     rows = [row for file in sorted(steps[-1].glob("**/results.json")) for row in _rows(file)] if steps else []
     yield from ("## Figures", "")
     if not rows:
@@ -108,7 +116,7 @@ def _rows(file: Path) -> list[str]:
     try:
         body = read_json(file)
         truth, results = body["ground_truth"], body["results"] if body.get("format") == REPORT else []
-        data = f"| {truth['name']} | {truth['images']} |"
+        data = f"| {_cell(truth['name'])} | {truth['images']} |"
         return [
             f"{data} {result['protocol']} ({result['variant']}) | {name} | {value:.4f} |"
             for result in results

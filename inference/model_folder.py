@@ -67,12 +67,16 @@ def find_model(name_or_path: str | Path) -> Path:
         UsageError: there is no such folder, or it holds no model.
         MissingDependencyError: a hub name that is neither cached nor reachable.
     """
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
+        allowed = "a model folder or run folder, or owner/name on the hub"
+        raise UsageError("No model is named.", value=name_or_path, allowed=allowed)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _with_config(path)
     if path.exists():
         allowed = f"a folder with {CONFIG} and {WEIGHTS}"
-        raise UsageError("This is a file, not a model folder.", value=str(path), allowed=allowed, fix=str(path.parent))
+        fix = f"give {path.parent}" if (path.parent / CONFIG).is_file() else None
+        raise UsageError("This is a file, not a model folder.", value=str(path), allowed=allowed, fix=fix)
     named = split_model_name(str(name_or_path))
     if named and not path.parent.is_dir():  # a first part that exists means a path
         return _with_config(download_model(*named))
@@ -93,7 +97,7 @@ def _with_config(folder: Path) -> Path:
         f"The folder holds no model: {CONFIG} is missing.",
         value=str(folder),
         allowed=f"a folder with {CONFIG} and {WEIGHTS}",
-        fix=f"did you mean {inside[-1].parent}?" if inside else None,
+        fix=f"did you mean {inside[-1].parent}?" if inside else f"copy the {CONFIG} of the training run there",
     )
 
 
@@ -120,11 +124,25 @@ def read_folder(folder: Path, overrides: Sequence[str] = (), config_overrides: S
 
     Raises:
         UsageError: the configuration is wrong or names files outside its folder.
+        CheckpointError: there are no weights.
     """
+    _require_weights(folder)
     own = [] if (folder / "checkpoints").is_dir() and not from_hub(folder) else _own_paths(folder, overrides)
     last = ["RESUME_FROM", str(folder), "RESUME", "false", "WEIGHT", "false"]
     tokens = [*own, *overrides, *last]
     return load_config([folder / CONFIG], tokens, model_schemas=MODEL_SCHEMAS, config_overrides=config_overrides)
+
+
+def _require_weights(folder: Path) -> None:
+    """Raise CheckpointError for a folder without any weights; which of them are read is told when they are."""
+    places = ("model*.safetensors", "checkpoints/step_*", "default/*.pt", "*/default/*.pt")
+    if not any(next(folder.glob(place), None) for place in places):
+        raise CheckpointError(
+            "The folder holds no weights.",
+            value=str(folder),
+            allowed=f"{WEIGHTS} beside {CONFIG}, or checkpoints of a run",
+            fix=f"put the {WEIGHTS} that belongs to this {CONFIG} there",
+        )
 
 
 def _own_paths(folder: Path, overrides: Sequence[str]) -> list[str]:

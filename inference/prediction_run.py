@@ -45,15 +45,23 @@ class Question:
     Attributes:
         image: its file; or a record that has it.
         asks: empty: everything.
+        ids: of the regions asked about, where a file gave them.
     """
 
     image: str | Record
     asks: tuple[Ask, ...] = ()
+    ids: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> str | None:
+        """The image's file, if it is one."""
+        image = self.image if isinstance(self.image, str) else self.image.image
+        return image if isinstance(image, str) else None
 
     @property
     def name(self) -> str:
         """Of the image."""
-        return self.image if isinstance(self.image, str) else str(self.image.image_id)
+        return self.path or str(self.image.image_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ def questions(
     asks: Sequence[Ask],
     *,
     regions: str | None = None,
+    prompt: str | None = None,
     normalized: bool = False,
 ) -> list[Question]:
     """Return the questions of a command line.
@@ -88,6 +97,8 @@ def questions(
         images: files.
         asks: about each of them.
         regions: a file of one's own (`open_file`): its images, and a question per region; in place of images and asks.
+            What is answered keeps the ids of images and regions, so the answers can be evaluated against the file.
+        prompt: words of one's own about each region of the file.
         normalized: boxes and points are shares of width and height.
 
     Raises:
@@ -96,24 +107,28 @@ def questions(
     """
     if regions is not None:
         reader = open_file(regions, cfg.DATASETS.ROOT or None)
-        return [_of_record(reader[index]) for index in range(len(reader))]
+        return [_of_record(reader[index], prompt) for index in range(len(reader))]
     if not images:
         return [Question(first_test_image(cfg), tuple(asks))]
     return [Question(image, _placed(asks, image, normalized)) for image in images]
 
 
-def _of_record(record: Record) -> Question:
-    return Question(str(record.image), tuple(_ask_of(region, record) for region in record.regions))
+def _of_record(record: Record, prompt: str | None) -> Question:
+    image = Record(record.image_id, record.height, record.width, record.image)
+    asks = tuple(_ask_of(region, record, prompt) for region in record.regions)
+    return Question(image, asks, tuple(region.id for region in record.regions))
 
 
-def _ask_of(region: Region, record: Record) -> Ask:
-    """Return the question that a region's geometry, or its words, put."""
+def _ask_of(region: Region, record: Record, prompt: str | None) -> Ask:
+    """Return the question that a region's geometry, or its words, put; a box that leaves the image is cut."""
     if region.mask is not None or (record.id_map is not None and region.box_xyxy is None):
-        return Ask("mask", region.mask or encode_mask(record.read_mask(region)))
+        return Ask("mask", region.mask or encode_mask(record.read_mask(region)), prompt)
     if region.box_xyxy is not None:
-        return Ask("box", region.box_xyxy)
+        x0, y0, x1, y1 = region.box_xyxy
+        inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(record.width)), min(y1, float(record.height)))
+        return Ask("box", inside if inside[0] < inside[2] and inside[1] < inside[3] else region.box_xyxy, prompt)
     if region.points:
-        return Ask("point", region.points[0])
+        return Ask("point", region.points[0], prompt)
     if region.expressions:
         return Ask("text", region.expressions[0])
     raise DataError(
@@ -160,6 +175,7 @@ def predict_images(
     device: torch.device | str = "cpu",
     dtype: str = "auto",
     batch_size: int = 0,
+    inputs: Sequence[str] = (),
 ) -> int:
     """Answer the questions and write the answers as they come; returns the exit code.
 
@@ -172,11 +188,15 @@ def predict_images(
         outputs: see there.
         device, dtype: what to compute on and with.
         batch_size: images at once; 0: `BATCH_SIZE`, or one when there is only one.
+        inputs: files besides the images that are read, and never written over.
+
+    Raises:
+        UsageError: the predictions would be written over what is read.
     """
     check_answerable(cfg, [ask for question in asked for ask in question.asks])
     captioner = Captioner(make_engine(cfg, device), cfg, pick_dtype(dtype, torch.device(device)))
     size = batch_size or min(BATCH_SIZE, len(asked))
-    own = {Path(question.image).resolve() for question in asked if isinstance(question.image, str)}
+    own = {Path(path).resolve() for path in (*(question.path for question in asked), *inputs) if path}
     with Writer(outputs, captioner.categories, len(asked), own) as writer:
         for result in captioner.batch(writer.handed_out(asked), batch_size=size, on_error=writer.skip):
             writer.write(result)
@@ -206,17 +226,18 @@ class Writer(AbstractContextManager):
 
     Attributes:
         images: files that are read, and never written over.
-        skipped: (image, why) of those that could not be read.
+        skipped: (image, exit code) of those that could not be read; errors themselves would keep pixels alive.
     """
 
     outputs: Outputs
     categories: Sequence[Category]
     total: int
     images: Set[Path] = frozenset()
-    skipped: list[tuple[str, LocapError]] = field(default_factory=list)
+    skipped: list[tuple[str, int]] = field(default_factory=list)
     _pending: deque[Question] = field(default_factory=deque)
     _drawing: deque[Future] = field(default_factory=deque)
     _taken: set[str] = field(default_factory=set)
+    _ids: set[int | str] = field(default_factory=set)
     _figures: list[str] = field(default_factory=list)
     _written: int = 0
     _file: Any = None
@@ -224,6 +245,10 @@ class Writer(AbstractContextManager):
     _bar: ProgressBar | None = None
 
     def __enter__(self) -> Writer:
+        for path in (self.path, *([self.outputs.folder / "index.html"] if self.outputs.page else [])):
+            if path.resolve() in self.images:
+                fix = "give another --output folder, or another --name"
+                raise UsageError("A file that is read would be written over.", value=str(path), fix=fix)
         self._pool = ThreadPoolExecutor(1)
         self._bar = ProgressBar("predicting", self.total)
         return self
@@ -241,7 +266,7 @@ class Writer(AbstractContextManager):
     @property
     def exit_code(self) -> int:
         """0, or that of the first image that was left out."""
-        return self.skipped[0][1].exit_code if self.skipped else 0
+        return self.skipped[0][1] if self.skipped else 0
 
     @property
     def path(self) -> Path:
@@ -260,15 +285,14 @@ class Writer(AbstractContextManager):
             raise error
         question = next(q for q in self._pending if q.image is item[0])
         self._pending.remove(question)
-        self.skipped.append((question.name, error))
+        self.skipped.append((question.name, error.exit_code))
         _log.warning("left out: %s: %s", question.name, " ".join(str(error).split()))
         self._bar.advance(1, f"{len(self.skipped)} left out")
 
     def write(self, result: Result) -> None:
         """Write the next result."""
         question = self._pending.popleft()
-        record = replace(result.record, image=question.image if isinstance(question.image, str) else None)
-        self._append(replace(result, record=record).to_json())
+        self._append(replace(result, record=self._identified(result.record, question)).to_json())
         stem = self._unused(self.outputs.name or Path(question.name).stem)
         if self.outputs.pictures:
             self._draw(result, self.outputs.folder / f"{stem}.png")
@@ -278,6 +302,18 @@ class Writer(AbstractContextManager):
             result.print(Console())
         self._written += 1
         self._bar.advance()
+
+    def _identified(self, record: Record, question: Question) -> Record:
+        """Return the record as it is stored: with its file, an id that no other has, and ids of regions as asked."""
+        image_id = record.image_id
+        if isinstance(question.image, str) and image_id in self._ids:  # of another folder
+            names = itertools.chain([question.name], (f"{question.name} ({n})" for n in itertools.count(2)))
+            image_id = next(name for name in names if name not in self._ids)
+        self._ids.add(image_id)
+        regions = record.regions
+        if question.ids:
+            regions = [replace(region, id=number) for region, number in zip(regions, question.ids, strict=True)]
+        return replace(record, image_id=image_id, image=question.path, regions=regions)
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write one whole line; nothing is there before the first image is through."""

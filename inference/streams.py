@@ -9,12 +9,26 @@ from typing import Any
 
 from .engines import Watch
 
+Follow = Callable[[list[tuple[int, str]]], None]  # what has changed with a step: (region, text so far)
+
 
 class _Closed(Exception):
     """Nobody reads on."""
 
 
-def stream_texts(write: Callable[[Watch], Any]) -> Iterator[tuple[int, str]]:
+def changed_texts(follow: Follow) -> Watch:
+    """Return what an engine tells the texts of one image after every step, of which ``follow`` hears the changes."""
+    told: dict[int, str] = {}
+
+    def watch(texts: list[tuple[tuple[int, int], str]]) -> None:
+        changes = [(region, text) for (_, region), text in texts if told.get(region) != text]
+        told.update(changes)
+        follow(changes)
+
+    return watch
+
+
+def stream_texts(write: Callable[[Follow], Any]) -> Iterator[tuple[int, str]]:
     """Yield (region, text so far) of one image whenever a text has changed.
 
     Texts are written in a thread of their own, as fast as they can be: a slow reader holds nobody up. When the iterator
@@ -25,19 +39,16 @@ def stream_texts(write: Callable[[Watch], Any]) -> Iterator[tuple[int, str]]:
     """
     changes: queue.SimpleQueue[Any] = queue.SimpleQueue()
     closed = threading.Event()
-    told: dict[int, str] = {}
 
-    def watch(texts: list[tuple[tuple[int, int], str]]) -> None:
+    def follow(changed: list[tuple[int, str]]) -> None:
         if closed.is_set():
             raise _Closed
-        for (_, region), text in texts:
-            if told.get(region) != text:
-                told[region] = text
-                changes.put((region, text))
+        for change in changed:
+            changes.put(change)
 
     def run() -> None:
         try:
-            write(watch)
+            write(follow)
         except _Closed:
             pass
         except BaseException as err:  # handed to the reader

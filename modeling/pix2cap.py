@@ -280,7 +280,7 @@ class Pix2Cap(nn.Module):
     @torch.no_grad()
     def segment(self, batch: Batch) -> list[Segmentation]:
         """Segment images without describing them: the tensors behind the records, see `Segmentation`."""
-        return [self._segmented(image) for image in self.see(batch)]
+        return self._by_size(lambda part: [self._segmented(image) for image in self._see(part)], batch)
 
     def _see(self, batch: Batch) -> list[SeenImage]:
         images = self.images(batch.images)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.config_arguments import add_config_arguments, read_config
+from ..utils.arguments import CommandParser
 from ..utils.errors import DataError, MissingDependencyError, UsageError
 from ..utils.logging import as_called, terminal
 
@@ -28,7 +29,7 @@ ROOT_HELP = "folder of the data sets (default: $DETECTRON2_DATASETS, else $DATAS
 WIDE = 200  # columns of a table that goes into a file or pipe
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """A parser whose arguments are those of a module that is imported when they are first wanted."""
 
     module: str | None = None
@@ -54,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     download.add_argument("--keep-archives", action="store_true", help="do not delete them when they are unpacked")
     verify = actions.add_parser("verify", help="whether everything is there and fits together")
     verify.set_defaults(run=run_verify)
-    verify.add_argument("names", nargs="*", metavar="NAME", help="as for download; default: what is there, or all of "
-                        "the configuration's")  # fmt: skip
+    verify.add_argument("names", nargs="*", metavar="NAME", help="as for download, or files of one's own; default: "
+                        "what is there, or all of the configuration's")  # fmt: skip
     verify.add_argument("--deep", action="store_true", help="open every image; compare checksums where there are any")
     verify.add_argument("--write-checksums", action="store_true", help="write SHA256SUMS of all files below the root")
     for action in (listing, download, verify):
@@ -120,11 +121,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from ..datasets.prepare.catalogue import CATALOGUE, find_sets
     from ..datasets.prepare.checksums import NAME, read_checksums, write_checksums
     from ..datasets.prepare.download import require_root
-    from ..datasets.prepare.verify import OK, is_present, verify
-    from ..datasets.readers import SHAPES_SPLITS
+    from ..datasets.prepare.verify import OK, is_present, verify, verify_file
 
-    names, root = _names_and_root(arguments)
-    root = require_root(root)
+    asked, given = _names_and_root(arguments)
+    own, names = _own_and_named(asked, given)
+    root = require_root(given or ("." if own and not names else None))
     if not root.is_dir():
         fix = "python entry.py data download NAME --root FOLDER"
         raise DataError("The folder of the data sets does not exist.", where=str(root.absolute()), fix=fix)
@@ -132,13 +133,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
         with _writing(root):
             path, count = write_checksums(root)
         _say(f"written: {path}, {count} files")
-        if not names:
+        if not asked:
             return 0
-    if names and all(name.rpartition(":")[2] in SHAPES_SPLITS for name in names):
-        raise UsageError("These data sets are drawn; they have no files.", value=names)
-    chosen = find_sets(names) if names else {name: None for name in CATALOGUE if is_present(name, root)[0]}
+    if asked and not own and not names:
+        raise UsageError("These data sets are drawn; they have no files.", value=asked)
+    chosen = find_sets(names) if asked else {name: None for name in CATALOGUE if is_present(name, root)[0]}
     sums = read_checksums(root) if arguments.deep else {}
-    findings = []
+    findings = [verify_file(name, given, root, deep=arguments.deep, sums=sums) for name in own]
     with terminal().status("reading") as status:  # shown on a terminal only
         for owner, of in chosen.items():
             status.update(f"reading {owner}")
@@ -192,6 +193,16 @@ def _names_and_root(arguments: argparse.Namespace) -> tuple[list[str], str | Non
         names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         root = root or cfg.DATASETS.ROOT or None
     return names, root
+
+
+def _own_and_named(asked: Sequence[str], root: str | None) -> tuple[list[str], list[str]]:
+    """Return the paths of files of one's own, and the other data sets that consist of files, without their tasks."""
+    from ..datasets.prepare.catalogue import CATALOGUE
+    from ..datasets.readers import SHAPES_SPLITS, names_file
+
+    bare = list(dict.fromkeys(name.rpartition(":")[2] for name in asked))
+    own = [name for name in bare if name not in CATALOGUE and names_file(name, root)]  # a set may be a folder, too
+    return own, [name for name in bare if name not in own and name not in SHAPES_SPLITS]
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ def continued(cfg: Any) -> Any:
     Where there is none, RESUME is off and a new run starts: one command starts a run and goes on with it, however often
     it is stopped. A run is finished when its ``model.safetensors`` is there.
     """
+    if cfg.RESUME_FROM and not (cfg.RESUME or cfg.WEIGHT):  # the original, too, does not use it then
+        way = "WEIGHT True starts from its weights, RESUME True goes on with its run"
+        _log.warning("RESUME_FROM %s is not used: %s", cfg.RESUME_FROM, way)
     if not cfg.RESUME or cfg.RESUME_FROM:
         return cfg
     found = on_main(lambda: str(_newest_unfinished(Path(cfg.SAVE_DIR) / cfg.BASENAME) or ""))

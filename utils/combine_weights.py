@@ -56,9 +56,14 @@ def combine_files(
     Raises:
         CheckpointError: a file is missing, cannot be read, or is not what it should be.
     """
+    from .errors import CheckpointError
     from .files import write_tensors
     from .untrusted import load_flat_tensors
 
+    for name, path in (("xdecoder", xdecoder), ("grit", grit)):
+        if not Path(path).exists():
+            what = f"The weights file {path} does not exist."
+            raise CheckpointError(what, where=str(Path(path).absolute()), fix=f"download it, and give --{name} FILE")
     return write_tensors(output, combine(load_flat_tensors(xdecoder), load_flat_tensors(grit)))
 
 

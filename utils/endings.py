@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from collections.abc import Callable
 
-from .errors import EXIT_INTERNAL, LocapError, MissingDependencyError, Stopped
+from .errors import EXIT_INTERNAL, LocapError, MissingDependencyError, Stopped, UsageError
 
 _PACKAGES = {  # module: package, where the two differ
     "PIL": "pillow",
@@ -19,6 +20,7 @@ _SAME_NAME = (
     *("pycocotools", "rich", "safetensors", "scipy", "sentencepiece", "tensorboard", "tiktoken", "timm", "tokenizers"),
     *("torchvision", "transformers", "wandb", "webdataset"),
 )
+_NOT_WRITABLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 _PAIR = "pip install --upgrade --force-reinstall torch torchvision"
 _LESS_MEMORY = (
     "smaller batches, and more of them per step (COCO.TRAIN.BATCH_SIZE_TOTAL, GRADIENT_ACCUMULATE_STEP); "
@@ -31,6 +33,9 @@ def describe(error: BaseException) -> tuple[str, int]:
     error = explain(error) or error
     if isinstance(error, LocapError):
         return str(error) if isinstance(error, Stopped) else f"error: {error}", error.exit_code
+    if isinstance(error, OSError) and error.filename and error.errno in _NOT_WRITABLE:
+        refused = UsageError(f"This cannot be opened or written: {error.strerror}.", where=str(error.filename))
+        return f"error: {refused}", refused.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was saved before is intact", 130
     lines = "".join(traceback.format_exception(error))

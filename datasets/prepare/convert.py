@@ -9,6 +9,7 @@ What the new format cannot hold is left out, and told: what, and how many.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...utils.errors import UsageError
+from ...utils.errors import DataError, UsageError
 from ..forms import FORMS
 
 if TYPE_CHECKING:  # what is imported with a command line must be light
@@ -155,13 +156,19 @@ def image_folders(reader: Reader, count: int) -> list[Path]:
 
 
 def copy_image(record: Record, path: Path) -> None:
-    """Copy an image, or write its pixels as PNG where it is no file; one of the same size is there already."""
+    """Copy an image, or write its pixels as PNG where it is no file; the same one may be there already.
+
+    Raises:
+        DataError: another one is.
+    """
     from PIL import Image
 
     from ...utils.files import atomic_path
 
     if isinstance(record.image, str) and Path(record.image).is_file():
-        if not (path.is_file() and path.stat().st_size == Path(record.image).stat().st_size):
+        if path.exists() and not (path.is_file() and filecmp.cmp(path, record.image, shallow=False)):
+            raise DataError("Another image is there already.", where=str(path), value=record.image, fix="move it away")
+        if not path.exists():
             with atomic_path(path) as temporary:
                 shutil.copyfile(record.image, temporary)
         return

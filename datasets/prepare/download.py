@@ -113,11 +113,14 @@ def _carry_out(step: Step, keep_archives: bool, any_http: bool, watch: Watch) ->
         return
     sums = {"size": step.download.bytes, "md5": step.download.md5, "sha256": step.download.sha256}
     name = step.download.name
+    fetched = step.path.with_name(f".{name}.fetched")  # what a person put there is never deleted
     if step.path.is_file():
-        check(step.path, str(step.path), **sums)  # put there by hand, or kept by a call that was interrupted
+        check(step.path, str(step.path), keep=True, **sums)
     else:
         with watch(f"{step.owner}: {name}", step.download.size) as (advance, told):
             fetch(step.url, step.path, any_http=any_http, advance=advance, told=told, **sums)
+        if step.download.is_archive:
+            fetched.touch()
     if not step.download.is_archive:
         return
     with watch(f"{step.owner}: unpacking {name}", step.download.unpacked or step.download.size) as (advance, _):
@@ -125,8 +128,10 @@ def _carry_out(step: Step, keep_archives: bool, any_http: bool, watch: Watch) ->
             path = step.root / target
             path.parent.mkdir(parents=True, exist_ok=True)
             unpack(step.path, step.download.gives[target], path, advance)
-    if not keep_archives:
-        step.path.unlink()
+    if fetched.exists():
+        if not keep_archives:
+            step.path.unlink()
+        fetched.unlink()
 
 
 @contextlib.contextmanager

@@ -82,21 +82,29 @@ def fetch(
     return path
 
 
-def check(path: Path, url: str, *, size: int | None = None, md5: str | None = None, sha256: str | None = None) -> None:
-    """Compare a file with what is published about it; it is deleted when it is another.
+def check(
+    path: Path,
+    url: str,
+    *,
+    size: int | None = None,
+    md5: str | None = None,
+    sha256: str | None = None,
+    keep: bool = False,
+) -> None:
+    """Compare a file with what is published about it; it is deleted when it is another, unless ``keep``.
 
     Raises:
         MissingDependencyError: wrong length or checksum, with both values.
     """
     actual, wanted = path.stat().st_size, f"{size:,} bytes" if size else None
     if size is not None and actual != size:
-        _refuse(path, "The download has the wrong length", url, f"{actual:,} bytes", wanted)
+        raise _refused(path, "The download has the wrong length", url, f"{actual:,} bytes", wanted, keep)
     if reason := masquerade(head_bytes(path)):
-        _refuse(path, f"The download is not the file: {reason}", url, f"{actual:,} bytes", wanted)
+        raise _refused(path, f"The download is not the file: {reason}", url, f"{actual:,} bytes", wanted, keep)
     for kind, digest in (("sha256", sha256), ("md5", md5)):
         if digest and (found := file_digest(path, kind)) != digest:
             value = f"{actual:,} bytes, {kind} {found}"
-            _refuse(path, f"The download has the wrong {kind}", url, value, f"{kind} {digest}")
+            raise _refused(path, f"The download has the wrong {kind}", url, value, f"{kind} {digest}", keep)
 
 
 def file_digest(path: Path, kind: str = "sha256", advance: Advance = lambda count: None) -> str:
@@ -109,10 +117,12 @@ def file_digest(path: Path, kind: str = "sha256", advance: Advance = lambda coun
     return digest.hexdigest()
 
 
-def _refuse(path: Path, what: str, url: str, value: str, allowed: str | None) -> None:
-    path.unlink()
-    _tag(path).unlink(missing_ok=True)
-    raise MissingDependencyError(f"{what}.", where=url, value=value, allowed=allowed)
+def _refused(path: Path, what: str, url: str, value: str, allowed: str | None, keep: bool) -> MissingDependencyError:
+    fix = "move it away, or put the right file there" if keep else None
+    if not keep:
+        path.unlink()
+        _tag(path).unlink(missing_ok=True)
+    return MissingDependencyError(f"{what}.", where=url, value=value, allowed=allowed, fix=fix)
 
 
 def _repeat(attempt: Callable[[], None], url: str, part: Path) -> None:

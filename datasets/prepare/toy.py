@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,19 @@ def write_toy(root: Path) -> Path:
 
     Ids of images count from 1.
     """
-    folder, temporary = root / "toy", root / ".toy.unpacking"
+    folder = root / "toy"
     if folder.exists():
         return folder
-    shutil.rmtree(temporary, ignore_errors=True)
-    for split, count in TOY_SPLITS.items():
-        _write_split(temporary, split, Shapes(count, split=split, image_size=IMAGE_SIZE))
-    os.rename(temporary, folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".toy.", ignore_cleanup_errors=True) as temporary:
+        made = Path(temporary) / "toy"
+        for split, count in TOY_SPLITS.items():
+            _write_split(made, split, Shapes(count, split=split, image_size=IMAGE_SIZE))
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
     return folder
 
 

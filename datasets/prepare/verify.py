@@ -19,6 +19,7 @@ import numpy as np
 from ...utils.errors import DataError, LocapError
 from ...utils.untrusted import iterate_json_lines, read_id_map, read_image_size, read_json
 from ..readers import DATASETS, TEXT_DATASETS, open_dataset
+from ..readers.own_files import place_of
 from ..records import Record
 from .catalogue import CATALOGUE, Part
 from .checksums import differing
@@ -134,8 +135,30 @@ def _verify_records(name: str, expected: int | None, root: Path, deep: bool, sum
     found = len(reader) + len(getattr(reader, "dropped_images", ()))
     status = OK if expected in (None, found) else COUNT
     result = Finding(name, status, found, expected, str(_annotations_of(name, root).absolute()))
-    if not deep:
-        return result
+    return _opened(result, reader, root, sums) if deep else result
+
+
+def verify_file(
+    name: str, given: str | Path | None, root: Path, *, deep: bool = False, sums: dict[str, str] | None = None
+) -> Finding:
+    """Return what is found of a file of one's own, or a folder of LabelMe's files.
+
+    Args:
+        name: its path.
+        given: folder of the data sets as training would know it, see `open_file`.
+        root, deep, sums: as `verify`; paths of ``sums`` are below ``root``.
+    """
+    place = place_of(name, given)
+    try:
+        reader = open_dataset(name, given)
+    except DataError as err:
+        return Finding(name, BROKEN if place.exists() else MISSING, where=_one_line(err), fix=err.fix or "")
+    result = Finding(name, OK, len(reader), where=str(place.absolute()))
+    return _opened(result, reader, root, sums or {}) if deep else result
+
+
+def _opened(result: Finding, reader: Any, root: Path, sums: dict[str, str]) -> Finding:
+    """Return a finding after every image and id map of its records was opened, and compared with its checksum."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = list(pool.map(lambda i: _check_record(reader, i), range(len(reader))))
     problems = [problem for found, _ in checked for problem in found]

@@ -100,7 +100,8 @@ def form_of(document: Any, path: Path) -> str:
         return "vg"
     keys = ", ".join(map(str, list(document)[:8])) if isinstance(document, dict) else type(document).__name__
     allowed = f'records ("format": "{FORMAT}"), or COCO-style with lists "images" and "annotations"'
-    fix = "if it is one of another format, data convert --from FORMAT"
+    command = "python entry.py data convert FILE --from FORMAT --to jsonl --output NEW.jsonl"
+    fix = f"if it is one of another format: {command}"
     raise DataError("The file is not known to be a data set.", where=shown(path), value=keys, allowed=allowed, fix=fix)
 
 

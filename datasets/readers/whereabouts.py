@@ -28,7 +28,8 @@ def locate(name: str, root: str | Path | None, layouts: Sequence[Sequence[str]])
     if given is None:
         raise DataError(
             f"The data set {name} needs a folder to be read from, and none is given.",
-            fix=f"export {ROOT_VARIABLES[0]}=<folder that holds coco/{example}>",
+            fix=f"export {ROOT_VARIABLES[0]}=<folder that holds coco/{example}>; "
+            f"to get it: python entry.py data download {name} --root FOLDER",
         )
     root = Path(given).expanduser()
     tried = [(base, [base / file for file in layout]) for layout in layouts for base in (root / "coco", root)]
@@ -43,6 +44,7 @@ def locate(name: str, root: str | Path | None, layouts: Sequence[Sequence[str]])
         f"The annotations of {name} are not there.",
         where="tried " + " and ".join(shown(file.absolute()) for file in missing),
         allowed=f"there also: {others}" if others and not partial else None,
-        fix=f"set {ROOT_VARIABLES[0]} to the folder that holds coco/{example}"
+        fix=f"python entry.py data download {name} --root {shown(root)}, "
+        f"or set {ROOT_VARIABLES[0]} to the folder that holds coco/{example}"
         + ("" if root.is_dir() else f"; {shown(root.absolute())} does not exist"),
     )

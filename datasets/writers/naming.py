@@ -30,13 +30,26 @@ class Naming:
         self.folders, self.notes = [Path(os.path.abspath(folder)) for folder in folders], Counter[str]()
         self._numbers: dict[int | str, int] | None = {} if numbers else None
         self._copied = copied
+        self._owners: dict[str, str] = {}
 
     def image(self, record: Record) -> str:
         """Return the name of a record's image, with forward slashes.
 
         Raises:
-            DataError: the image lies in an archive, or is no file.
+            DataError: the image lies in an archive, or is no file; or another image has this name.
         """
+        name = self._name(record)
+        owner = os.path.abspath(record.image) if isinstance(record.image, str) else f"of image {record.image_id!r}"
+        if (other := self._owners.setdefault(name, owner)) != owner:
+            raise DataError(
+                "Two images would have the same name.",
+                where=f"image {record.image_id}",
+                value=f"{name}: {other} and {owner}",
+                fix="name the folder that holds both with --images, or rename one",
+            )
+        return name
+
+    def _name(self, record: Record) -> str:
         if record.image is None:
             raise DataError("The record has no image.", where=f"image {record.image_id}")
         if not isinstance(record.image, str) or is_member(record.image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -42,7 +43,7 @@ def write_with(
         folder.mkdir()
         for record in records:
             images.append(image_entry(record, naming))
-            name = f"{Path(images[-1]['file_name']).with_suffix('').as_posix()}.png".replace("/", "_")
+            name = _unused(Path(images[-1]["file_name"]).with_suffix("").as_posix().replace("/", "_"), folder)
             ids = record.read_id_map()
             write_ids(ids, folder / name)
             annotation = {"image_id": images[-1]["id"], "file_name": name, "segments_info": _segments(record, ids)}
@@ -52,6 +53,12 @@ def write_with(
         os.replace(folder, path.with_suffix(""))
     listed = [category_entry(category) for category in categories]
     return write_json(path, {"images": images, "annotations": annotations, "categories": listed})
+
+
+def _unused(stem: str, folder: Path) -> str:
+    """Return the name of a PNG that is not there yet: a.jpg and a.png may be two images."""
+    names = itertools.chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in itertools.count(2)))
+    return next(name for name in names if not (folder / name).exists())
 
 
 write_panoptic = partial(write_with, described=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,15 +139,11 @@ class Callbacks:
         desk = _opened(desk)
         given = self._given(desk, mode, place, layers, phrase)
         asks = checked_asks(given, desk.seen.record.height, desk.seen.record.width, question)
-        if self.service.streams(asks):
-            result = None
-            for result in self.service.stream(desk.seen, asks):
+        with closing(self.service.stream(desk.seen, asks)) as results:
+            for result in results:
                 yield Answer(None, text_of(result), rows_of(result))
-        else:
-            result = self.service.ask(desk.seen, asks)
-        if result is not None:
-            picture = draw_record(result.pixels, result.record, result.categories, panel="none")
-            yield Answer(picture, text_of(result), rows_of(result))
+        picture = draw_record(result.pixels, result.record, result.categories, panel="none")
+        yield Answer(picture, text_of(result), rows_of(result))
 
     def _open(self, decode: Any) -> Desk:
         seen = self.service.see(decode)
@@ -162,6 +159,8 @@ class Callbacks:
             return [(kind, line) for line in phrase.splitlines() if line.strip()] or [(kind, phrase)]
         if kind == "mask":
             return [ask_of_painting(_painting(layers, desk.seen.record.height, desk.seen.record.width))]
+        if kind and not place.strip():
+            raise UsageError("Nothing is chosen yet.", allowed="two corners of a box, or a point: click on the image")
         return [(kind, _numbers(place))] if kind else []
 
 
@@ -205,7 +204,7 @@ def box_of(region: Region) -> tuple[float, ...]:
 
 def _opened(desk: Desk | None) -> Desk:
     if desk is None:
-        raise UsageError("There is no image yet.", allowed="upload one, or choose an example")
+        raise UsageError("There is no image yet, or no longer.", allowed="upload one, or choose an example")
     return desk
 
 

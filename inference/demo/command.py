@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted; returns the exit code."""
+    from .server import ending_in_order
+
+    with ending_in_order():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from .server import bind, is_open_to_others, make_application, require_packages, serve
 
     require_packages(not arguments.no_ui)  # told before torch is loaded

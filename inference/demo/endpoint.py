@@ -7,6 +7,7 @@ import base64
 import hmac
 import json
 import math
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,7 +26,7 @@ from ..results import Result
 from .callbacks import box_of, rows_of, text_of
 from .questions import ask_of_painting, checked_asks
 from .schema import ChatRequest
-from .service import BusyError, FailedError, Service, friendly
+from .service import BusyError, FailedError, Service, friendly, until
 from .uploads import OPAQUE, decode_data_uri
 
 LOOK_SECONDS = 0.2  # between two looks whether the client is still there
@@ -59,9 +60,11 @@ def make_app(service: Service, *, api_key: str | None = None, auth: tuple[str, s
         if len(asked.images) != 1:
             raise UsageError("A request is about one image.", value=len(asked.images), allowed="one image_url")
         if asked.stream:
-            seen, asks = await _turn(service, request, lambda: _prepare(service, asked))
+            seen, asks = await _turn(service, request, lambda _: _prepare(service, asked))
             return StreamingResponse(_events(service, seen, asks), media_type="text/event-stream")
-        result = await _turn(service, request, lambda: service.captioner.ask(*_prepare(service, asked)))
+        result = await _turn(
+            service, request, lambda left: service.captioner.ask(*_prepare(service, asked), until(left))
+        )
         return JSONResponse(_completion(service, result))
 
     return app
@@ -83,9 +86,10 @@ def _prepare(service: Service, asked: ChatRequest) -> tuple[Seen, list[Ask]]:
     return service.captioner.see(pixels), asks
 
 
-async def _turn(service: Service, request: Request, function: Callable[[], Any]) -> Any:
-    """Await a function's turn; a client that has gone gives its place up."""
-    future = service.submit(function)
+async def _turn(service: Service, request: Request, function: Callable[[threading.Event], Any]) -> Any:
+    """Await a function's turn; a client that has gone gives its place up, which the function is told by an event."""
+    left = threading.Event()
+    future = service.submit(function, left)
     task = asyncio.ensure_future(asyncio.wrap_future(future))
     try:
         while not (await asyncio.wait([task], timeout=LOOK_SECONDS))[0]:
@@ -93,6 +97,7 @@ async def _turn(service: Service, request: Request, function: Callable[[], Any])
                 raise HTTPException(499, "The client has gone.")
         return task.result()
     finally:
+        left.set()
         task.cancel()
 
 
@@ -135,7 +140,7 @@ def _is_placed(region: Region) -> bool:
 async def _events(service: Service, seen: Seen, asks: Sequence[Ask]) -> AsyncIterator[str]:
     """Yield server-sent events: text that is new, then the regions, then ``[DONE]``."""
     head = _head(service, "chat.completion.chunk")
-    results = _growing(service, seen, asks)
+    results = service.stream(seen, asks)
     told, result = "", None
     try:
         async for result in iterate_in_threadpool(results):
@@ -144,20 +149,14 @@ async def _events(service: Service, seen: Seen, asks: Sequence[Ask]) -> AsyncIte
                 yield _event(head, {"content": text[len(told) :]})
                 told = text
         if result is not None:
-            rest = text_of(result)[len(told) :]
+            text = text_of(result)
+            rest = text[len(told) :] if text.startswith(told) else f"\n{text}"  # with beams, words may have changed
             yield _event(head, {"content": rest} if rest else {}, "stop", regions=_regions(result))
     except LocapError as err:
         yield f"data: {json.dumps(_error(friendly(err), 'server_error'))}\n\n"
     finally:
         results.close()
     yield "data: [DONE]\n\n"
-
-
-def _growing(service: Service, seen: Seen, asks: Sequence[Ask]) -> Any:
-    if service.streams(asks):
-        yield from service.stream(seen, asks)
-    else:
-        yield service.ask(seen, asks)
 
 
 def _event(head: dict[str, Any], delta: dict[str, str], finish: str | None = None, **more: Any) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import socket
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 
-from .limits import MAX_BODY
+from .limits import BODY_SECONDS, MAX_BODY
 
 
 class TooLargeError(HTTPException):
@@ -19,6 +21,13 @@ class TooLargeError(HTTPException):
 
     def __init__(self) -> None:
         super().__init__(413, "The request is too large.")
+
+
+class TooSlowError(HTTPException):
+    """A body did not come to its end in time."""
+
+    def __init__(self) -> None:
+        super().__init__(408, "The request took too long to send.")
 
 
 class Guard:
@@ -30,10 +39,11 @@ class Guard:
     Args:
         app: what it guards.
         hosts: names under which the server may be reached, beside localhost and this machine's own.
+        body_seconds: in which a request must have been sent.
     """
 
-    def __init__(self, app: Any, hosts: Iterable[str] = ()) -> None:
-        self.app = app
+    def __init__(self, app: Any, hosts: Iterable[str] = (), body_seconds: float = BODY_SECONDS) -> None:
+        self.app, self.body_seconds = app, body_seconds
         self.hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -44,12 +54,12 @@ class Guard:
         refused = self._refusal(headers)
         if refused:
             return await _refuse(send, *refused)
-        counted = _Counted(receive, send)
+        counted = _Counted(receive, send, self.body_seconds)
         try:
             return await self.app(scope, counted.receive, counted.send)
-        except TooLargeError:
+        except (TooLargeError, TooSlowError) as err:
             if not counted.answered:
-                await _refuse(send, 413, "The request is too large.")
+                await _refuse(send, err.status_code, err.detail)
 
     def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -76,17 +86,25 @@ class Guard:
 
 
 class _Counted:
-    """Counts the bytes of a request, and knows whether its answer has begun."""
+    """Counts the bytes and seconds of a request, and knows whether its answer has begun."""
 
-    def __init__(self, receive: Any, send: Any) -> None:
+    def __init__(self, receive: Any, send: Any, seconds: float) -> None:
         self._receive, self._send, self._count, self.answered = receive, send, 0, False
+        self._until, self._whole = time.monotonic() + seconds, False
 
     async def receive(self) -> Any:
-        message = await self._receive()
+        message = await (self._receive() if self._whole else self._in_time())
+        self._whole = not message.get("more_body", False)  # what follows is that the client has gone
         self._count += len(message.get("body", b""))
         if self._count > MAX_BODY:
             raise TooLargeError
         return message
+
+    async def _in_time(self) -> Any:
+        try:
+            return await asyncio.wait_for(self._receive(), self._until - time.monotonic())
+        except asyncio.TimeoutError:
+            raise TooSlowError from None
 
     async def send(self, message: Any) -> None:
         self.answered = True

@@ -39,24 +39,28 @@ class Figures:
     """What a run of many users came to.
 
     Attributes:
-        seconds: of each request.
+        seconds: of each request, by the way it came: "page" (an upload and a question) or "service".
         errors: texts of those that failed.
         wrong: requests whose answer was not that of the same user alone.
         memory: (seconds since the start, resident bytes of the server).
     """
 
-    seconds: list[float] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     wrong: int = 0
     memory: list[tuple[float, int]] = field(default_factory=list)
 
+    @property
+    def requests(self) -> int:
+        """How many there were."""
+        return sum(map(len, self.seconds.values()))
+
     def describe(self) -> str:
         """Return the figures in a few lines."""
-        middle, high = np.percentile(self.seconds, [50, 95]) if self.seconds else (0.0, 0.0)
-        lines = [
-            f"requests {len(self.seconds)}, errors {len(self.errors)}, wrong answers {self.wrong}",
-            f"latency p50 {middle:.2f} s, p95 {high:.2f} s",
-        ]
+        lines = [f"requests {self.requests}, errors {len(self.errors)}, wrong answers {self.wrong}"]
+        for way, seconds in sorted(self.seconds.items()):
+            middle, high = np.percentile(seconds, [50, 95])
+            lines.append(f"{way}: {len(seconds)} requests, latency p50 {middle:.2f} s, p95 {high:.2f} s")
         if self.memory:
             last = self.memory[-1][0]
             settled = next(size for at, size in self.memory if at >= SETTLE_SHARE * last)
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server.terminate()
         server.wait(30)
     Console().print(figures.describe(), markup=False, highlight=False)
-    return int(bool(figures.errors or figures.wrong or not figures.seconds))
+    return int(bool(figures.errors or figures.wrong or not figures.requests))
 
 
 def start_server(command: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
@@ -121,15 +125,16 @@ def load(address: str, users: int, seconds: float, *, pid: int | None = None, wi
     """
     scenes = Shapes(users, seed=7, split="test", image_size=IMAGE_SIDE)
     with tempfile.TemporaryDirectory() as folder:
+        ways = ["page" if with_page and number % 2 else "service" for number in range(users)]
         asks = [
-            make_user(address, scenes[number], Path(folder) / f"{number}.png", with_page and number % 2 == 1)
-            for number in range(users)
+            make_user(address, scenes[number], Path(folder) / f"{number}.png", way == "page")
+            for number, way in enumerate(ways)
         ]
         alone = [ask() for ask in asks]
         figures, started = Figures(), time.monotonic()
         threads = [
-            threading.Thread(target=_ask_on, args=(ask, right, started + seconds, figures))
-            for ask, right in zip(asks, alone, strict=True)
+            threading.Thread(target=_ask_on, args=(ask, right, started + seconds, figures, way))
+            for ask, right, way in zip(asks, alone, ways, strict=True)
         ]
         for thread in threads:
             thread.start()
@@ -187,14 +192,15 @@ def takes_boxes(address: str) -> bool:
     return "box" in httpx.get(f"{address}/v1/models").raise_for_status().json()["data"][0]["takes"]
 
 
-def _ask_on(ask: Callable[[], Any], right: Any, until: float, figures: Figures) -> None:
+def _ask_on(ask: Callable[[], Any], right: Any, until: float, figures: Figures, way: str) -> None:
+    seconds = figures.seconds.setdefault(way, [])
     while time.monotonic() < until:
         began = time.monotonic()
         try:
             figures.wrong += ask() != right
         except Exception as err:  # any of a client's: what failed is counted and told
             figures.errors.append(f"{type(err).__name__}: {err}"[:300])
-        figures.seconds.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
 
 
 def resident_bytes(pid: int) -> int:

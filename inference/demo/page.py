@@ -10,22 +10,37 @@ from typing import Any
 
 import gradio
 import numpy as np
+from fastapi import HTTPException
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
 from ...datasets.shapes import Shapes
-from ...utils.errors import LocapError
+from ...utils.errors import LocapError, UsageError
 from ...utils.untrusted import resolve_under
 from .callbacks import HEADERS, HINTS, Callbacks, Desk
-from .limits import KEEP_SECONDS, MAX_CHARACTERS, MAX_WAITING
+from .keeping import Kept
+from .limits import (
+    KEEP_SECONDS,
+    MAX_CHARACTERS,
+    MAX_LAYERS,
+    MAX_PAINTING_BYTES,
+    MAX_PAINTINGS,
+    MAX_SESSION_BYTES,
+    MAX_SESSIONS,
+    MAX_WAITING,
+)  # fmt: skip
 from .service import Service, friendly
 
 SCENES, SCENE_SIDE = 5, 384
-SWEEP_SECONDS = 600
 DESCRIBE, ASK = "Describe", "Ask"
+MAX_NAME = 64  # letters, of a session or a painting
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: auto}
+.gradio-container {max-width: min(1240px, 100vw) !important; margin: auto}
 #heading h1 {margin: 0} #heading p {margin: 0; opacity: .7}
 #examples .grid-wrap {max-height: 110px; min-height: 0}
+#mode .wrap, #style .wrap {flex-wrap: wrap}
+.row > .column, .row > .column > * {min-width: min(320px, 100%) !important; max-width: 100%}
 #caption textarea {font-size: 1.15em; line-height: 1.5}
 """
 
@@ -58,6 +73,30 @@ class _ImageFile(_UploadedFiles):
 
 
 class _PaintingFiles(_UploadedFiles):
+    """The brush; what it sends ahead of a question is bounded, in one place for the copies gradio makes per user."""
+
+    kept = Kept(MAX_PAINTINGS, MAX_PAINTING_BYTES, KEEP_SECONDS)
+
+    @property
+    def blob_storage(self) -> Kept:
+        """What was sent and not yet asked about."""
+        return self.kept
+
+    @blob_storage.setter
+    def blob_storage(self, empty: dict[str, Any]) -> None:
+        """Gradio gives every component an unbounded one."""
+
+    @server
+    def accept_blobs(self, data: AcceptBlobs) -> None:
+        """Take a layer, see `gradio.ImageEditor`, which takes as many as it is told."""
+        sent = getattr(data, "data", None)
+        sent = sent if isinstance(sent, dict) else {}
+        index = sent.get("index")
+        known = isinstance(sent.get("id"), str) and len(sent["id"]) <= MAX_NAME and len(data.files) == 1
+        if not known or (index not in (None, "", "null") and not (str(index).isdecimal() and int(index) < MAX_LAYERS)):
+            raise HTTPException(400, "Not a painting.")
+        super().accept_blobs(data)
+
     def convert_and_format_image(self, file: Any, flatten_on_white: bool = False) -> str | bytes | None:
         """Return the file of a layer, or its bytes, undecoded."""
         return file if file is None or isinstance(file, (bytes, bytearray, memoryview)) else file.path
@@ -85,20 +124,19 @@ class Page:
 
     def __init__(self, callbacks: Callbacks) -> None:
         self.callbacks = callbacks
+        self.desks = Kept(MAX_SESSIONS, MAX_SESSION_BYTES, KEEP_SECONDS)  # session -> Desk
         self.asks_words = "prompt" in callbacks.service.takes
 
-    def build(self, keep_seconds: int = KEEP_SECONDS, sweep_seconds: int = SWEEP_SECONDS) -> gradio.Blocks:
-        """Return the page; uploads and encoded images are forgotten after ``keep_seconds``."""
-        name = f"locap · {self.callbacks.service.name}"
-        with gradio.Blocks(title=name, analytics_enabled=False, delete_cache=(sweep_seconds, keep_seconds)) as page:
-            self._lay_out(keep_seconds)
+    def build(self) -> gradio.Blocks:
+        """Return the page."""
+        with gradio.Blocks(title=f"locap · {self.callbacks.service.name}", analytics_enabled=False) as page:
+            self._lay_out()
             self._connect()
-        page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+        page.queue(max_size=MAX_WAITING, default_concurrency_limit=None)  # who is next is the service's business
         return page
 
-    def _lay_out(self, keep_seconds: int) -> None:
+    def _lay_out(self) -> None:
         service = self.callbacks.service
-        self.desk = gradio.State(None, time_to_live=keep_seconds)
         self.chosen = gradio.Number(0, visible="hidden")  # how many places were chosen by clicks
         gradio.Markdown(f"# locap\nDescribe regions of an image · {service.name}", elem_id="heading")
         with gradio.Row():
@@ -152,46 +190,48 @@ class Page:
         )  # fmt: skip
 
     def _connect(self) -> None:
-        model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         light: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        opened = [self.desk, self.image, self.painting, self.place, self.text, self.picture, self.table]
+        opened = [self.image, self.painting, self.place, self.text, self.picture, self.table]
         shown = [self.image, self.painting, self.phrase, self.place, self.hint, self.style, self.question]
-        asked = [self.desk, self.mode, self.place, self.painting, self.phrase, self.style, self.question]
+        asked = [self.mode, self.place, self.painting, self.phrase, self.style, self.question]
         answer: dict[str, Any] = {
-            "fn": self.answer, "inputs": asked, "outputs": [self.picture, self.text, self.table], **model
+            "fn": self.answer, "inputs": asked, "outputs": [self.picture, self.text, self.table],
+            "show_progress_on": self.text,
         }  # fmt: skip
-        self.image.upload(self.open_file, self.image, opened, api_name="open_image", **model)
+        self.image.upload(self.open_file, self.image, opened, api_name="open_image")
         self.image.clear(self.clear, None, opened, **light)
         if len(self.callbacks.examples):
-            self.examples.select(self.open_example, None, opened, api_visibility="private", **model)
-        inputs = [self.desk, self.mode, self.chosen]
-        self.image.select(self.click, inputs, [self.desk, self.image, self.place, self.chosen], **light)
-        for change in (self.mode.change, self.style.change):
-            change(self.change_mode, [self.desk, self.mode, self.style], shown, **light)
+            self.examples.select(self.open_example, None, opened, api_visibility="private")
+        self.image.select(self.click, [self.mode, self.chosen], [self.image, self.place, self.chosen], **light)
+        self.mode.change(self.change_mode, [self.mode, self.style], shown, **light)
+        self.style.change(lambda style: gradio.update(visible=style == ASK), self.style, self.question, **light)
         self.chosen.change(**answer, api_visibility="private")
         self.button.click(**answer, api_name="caption")
         for box in (self.phrase, self.place, self.question):
             box.submit(**answer, api_visibility="private")
 
-    def open_file(self, path: str | None) -> tuple[Any, ...]:
+    def open_file(self, path: str | None, request: gradio.Request) -> tuple[Any, ...]:
         """Take an uploaded image."""
-        return self._opened(lambda: self.callbacks.open_file(path))
+        return self._opened(request, lambda: self.callbacks.open_file(path))
 
-    def open_example(self, event: gradio.SelectData) -> tuple[Any, ...]:
+    def open_example(self, event: gradio.SelectData, request: gradio.Request) -> tuple[Any, ...]:
         """Take an example."""
-        return self._opened(lambda: self.callbacks.open_example(int(event.index)))
+        return self._opened(request, lambda: self.callbacks.open_example(int(event.index)))
 
-    def clear(self) -> tuple[Any, ...]:
+    def clear(self, request: gradio.Request) -> tuple[Any, ...]:
         """Forget the image."""
-        return None, None, None, "", "", None, []
+        self.desks.pop(_session(request), None)
+        return None, None, "", "", None, []
 
-    def click(self, desk: Desk | None, mode: str, chosen: int, event: gradio.SelectData) -> tuple[Any, ...]:
+    def click(self, mode: str, chosen: int, event: gradio.SelectData, request: gradio.Request) -> tuple[Any, ...]:
         """Take a click; a place that is complete is asked about."""
-        desk, place = _told(lambda: self.callbacks.click(desk, mode, *event.index[:2]))
-        return desk, np.asarray(self.callbacks.marked(desk, mode, place)), place, chosen + bool(place)
+        desk, place = _told(lambda: self.callbacks.click(self._desk(request), mode, *event.index[:2]))
+        self.desks[_session(request)] = desk
+        return np.asarray(self.callbacks.marked(desk, mode, place)), place, chosen + bool(place)
 
-    def change_mode(self, desk: Desk | None, mode: str, style: str) -> tuple[Any, ...]:
+    def change_mode(self, mode: str, style: str, request: gradio.Request) -> tuple[Any, ...]:
         """Show what the mode needs."""
+        desk = self._desk(request)
         brush, words = mode == "Brush", self.asks_words and mode in ("Box", "Point", "Brush")
         return (
             gradio.update(visible=not brush, value=None if desk is None else desk.shown),
@@ -204,11 +244,11 @@ class Page:
         )
 
     def answer(
-        self, desk: Desk | None, mode: str, place: str, painting: Any, phrase: str, style: str, question: str
+        self, mode: str, place: str, painting: Any, phrase: str, style: str, question: str, request: gradio.Request
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the picture, the captions and the table."""
         answers = self.callbacks.answer(
-            desk,
+            self._desk(request),
             mode,
             place=place,
             layers=(painting or {}).get("layers", ()),
@@ -222,25 +262,39 @@ class Page:
         finally:
             answers.close()  # a user who leaves ends the generation
 
-    def _opened(self, take: Callable[[], Desk | None]) -> tuple[Any, ...]:
+    def _desk(self, request: gradio.Request) -> Desk | None:
+        return self.desks.get(_session(request))
+
+    def _opened(self, request: gradio.Request, take: Callable[[], Desk | None]) -> tuple[Any, ...]:
         desk = _told(take)
         if desk is None:
-            return self.clear()
-        return desk, desk.shown, _canvas(desk), "", "", None, []
+            return self.clear(request)
+        self.desks[_session(request)] = desk
+        return desk.shown, _canvas(desk), "", "", None, []
 
 
-def build_page(service: Service, examples: Sequence[np.ndarray] | None = None, **keep: int) -> gradio.Blocks:
+def make_page(service: Service, examples: Sequence[np.ndarray] | None = None) -> Page:
     """Return the page of a service.
 
     Args:
         service: the system.
         examples: images to choose from, uint8 (height, width, 3) RGB; None draws scenes.
-        keep: see `Page.build`.
     """
     if examples is None:
         scenes = Shapes(SCENES, seed=2, split="test", image_size=SCENE_SIDE)
         examples = [scenes[index].read_image() for index in range(SCENES)]
-    return Page(Callbacks(service, examples)).build(**keep)
+    return Page(Callbacks(service, examples))
+
+
+def _session(request: gradio.Request) -> str:
+    """Return whose desk it is; a page has a session, and so have clients that wait in line."""
+    return _told(lambda: _checked_session(request.session_hash))
+
+
+def _checked_session(name: str | None) -> str:
+    if not name or len(name) > MAX_NAME:
+        raise UsageError("This request is of no session.", allowed="requests that wait in line")
+    return name
 
 
 def _canvas(desk: Desk | None) -> dict[str, Any] | None:

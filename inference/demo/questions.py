@@ -86,10 +86,9 @@ def _finite(value: Sequence[float], kind: str) -> list[float]:
 
 
 def _mask(value: Mapping[str, Any], height: int, width: int) -> Rle:
-    mask = untrusted.decode_rle(value, max_pixels=MAX_IMAGE_PIXELS)
-    if mask.shape != (height, width):
-        raise UsageError("The mask is not of the image's size.", value=list(mask.shape), allowed=f"[{height}, {width}]")
-    return ask_of_painting(mask)[1]
+    if list(value["size"]) != [height, width]:  # before anything of that size is made
+        raise UsageError("The mask is not of the image's size.", value=value["size"], allowed=f"[{height}, {width}]")
+    return ask_of_painting(untrusted.decode_rle(value, max_pixels=MAX_IMAGE_PIXELS))[1]
 
 
 def _text(value: str, height: int, width: int) -> str:

@@ -8,16 +8,20 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...utils.errors import MissingDependencyError, UsageError
 from .guard import Guard
-from .limits import MAX_SESSIONS, MAX_UPLOAD
+from .limits import HEAD_SECONDS, MAX_SESSIONS, MAX_UPLOAD, SWEEP_SECONDS
 from .service import Service
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,8 @@ def make_application(
     api_key: str | None = None,
     hosts: Sequence[str] = (),
     examples: Sequence[np.ndarray] | None = None,
-    **keep: int,
+    sweep_seconds: float = SWEEP_SECONDS,
+    **keep: float,
 ) -> Any:
     """Return the ASGI application.
 
@@ -65,35 +70,43 @@ def make_application(
         api_key: of the HTTP service.
         hosts: names under which the server may be reached, beside addresses in numbers and this machine's own names.
         examples: images to choose from; None draws scenes.
-        keep: ``keep_seconds`` and ``sweep_seconds`` of uploads.
+        sweep_seconds: between two looks at what is kept for users.
+        keep: limits of the `Sweeper`.
     """
     require_packages(with_page)
     from .endpoint import make_app
 
     app = make_app(service, api_key=api_key, auth=auth)
     if with_page:
-        _mount_page(app, service, auth, examples, keep)
+        from gradio.utils import get_upload_folder
+
+        from .sweeping import Sweeper
+
+        page, blocks = _mount_page(app, service, auth, examples)
+        app.state.sweeper = Sweeper(page, blocks, Path(get_upload_folder()), **keep)
+        app.state.sweeper.start(sweep_seconds)
     app.add_middleware(Guard, hosts=hosts)
     return app
 
 
-def _mount_page(
-    app: Any, service: Service, auth: Any, examples: Sequence[np.ndarray] | None, keep: dict[str, int]
-) -> None:
+def _mount_page(app: Any, service: Service, auth: Any, examples: Sequence[np.ndarray] | None) -> tuple[Any, Any]:
+    """Add the page; returns it, and what gradio made of it."""
     import gradio
 
-    from .page import CSS, build_page
+    from .page import CSS, make_page
 
-    page = build_page(service, examples, **keep)
-    page.state_session_capacity = MAX_SESSIONS
+    page = make_page(service, examples)
+    blocks = page.build()
+    blocks.state_session_capacity = MAX_SESSIONS
     fonts = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
     theme = gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
     gradio.mount_gradio_app(
-        app, page, "/", auth=auth, max_file_size=MAX_UPLOAD, show_error=False, ssr_mode=False, run_history=False,
+        app, blocks, "/", auth=auth, max_file_size=MAX_UPLOAD, show_error=False, ssr_mode=False, run_history=False,
         footer_links=[], enable_monitoring=False, pwa=False, mcp_server=False, theme=theme, css=CSS, allowed_paths=[],
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )  # fmt: skip
-    page.has_launched = True  # from here on gradio, too, checks which files it is asked for
+    blocks.has_launched = True  # from here on gradio, too, checks which files it is asked for
+    return page, blocks
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -130,9 +143,39 @@ def is_open_to_others(host: str) -> bool:
         return host != "localhost"
 
 
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Within, the signal that ends a service ends it as Ctrl+C does: what stands at exit, such as files, is cleared."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(app: Any, bound: socket.socket) -> None:
     """Serve until interrupted."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[bound])
+    uvicorn.Server(configure(app)).run(sockets=[bound])
+
+
+def configure(app: Any, head_seconds: float = HEAD_SECONDS) -> Any:
+    """Return how uvicorn serves: without a log of requests, and not to who connects and then says nothing.
+
+    Args:
+        app: what is served.
+        head_seconds: in which the head of a connection's first request must be there.
+    """
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, ws="none")
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(head_seconds, lambda: transport.close() if self.cycle is None else None)
+
+    config.http = Protocol
+    return config

@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ...datasets.records import Narrative, Region
 from ...utils.endings import explain
 from ...utils.errors import LocapError, shortened
 from ..asks import Ask
 from ..captioner import Captioner, Seen
+from ..engines import NARRATIVE
 from ..results import Result
+from ..streams import Follow
 from .limits import MAX_WAITING
 
 logger = logging.getLogger(__name__)
+TELL_SECONDS = 0.15  # between two looks at an answer that is being written: each costs the page more than a word
 
 
 class BusyError(LocapError):
     """The queue is full."""
+
+
+class LeftError(LocapError):
+    """The writing was ended because nobody waits for it."""
 
 
 class FailedError(LocapError):
@@ -33,7 +41,9 @@ class FailedError(LocapError):
 
 
 class Service:
-    """Answers requests one after the other, in the order they came.
+    """Answers requests one after the other, in the order they came, whichever way.
+
+    Only decoding an image and the system's own work are done in a turn; drawing and encoding an answer are not.
 
     Args:
         captioner: the system.
@@ -64,20 +74,21 @@ class Service:
         """Answer questions about an encoded image; waits for its turn."""
         return self.submit(self.captioner.ask, seen, asks).result()
 
-    def streams(self, asks: Sequence[Ask]) -> bool:
-        """Whether the captions of these regions are worth following: systems that take words write long ones."""
-        return bool(asks) and all(ask.kind != "text" for ask in asks) and "prompt" in self.takes
-
-    def stream(self, seen: Seen, asks: Sequence[Ask]) -> Iterator[Result]:
-        """Yield the answer as it grows; closing the iterator stops the generation at its next word."""
-        pieces: queue.Queue[Result | None] = queue.Queue()
+    def stream(self, seen: Seen, asks: Sequence[Ask] = ()) -> Iterator[Result]:
+        """Yield the answer as it is written, then whole; closing the iterator ends the writing with its next step."""
+        pieces: queue.SimpleQueue[list[tuple[int, str]] | None] = queue.SimpleQueue()
         left = threading.Event()
-        future = self.submit(self._stream, seen, asks, pieces.put, left)
+        future = self.submit(self.captioner.ask, seen, asks, until(left, pieces.put))
         future.add_done_callback(lambda _: pieces.put(None))
+        texts: dict[int, str] = {}
+        told = time.monotonic()
         try:
-            while (piece := pieces.get()) is not None:
-                yield piece
-            future.result()
+            while (changes := pieces.get()) is not None:
+                texts.update(changes)
+                if any(texts.values()) and time.monotonic() >= told + TELL_SECONDS:
+                    told = time.monotonic()
+                    yield _written(seen, asks, texts, self.captioner.categories)
+            yield future.result()
         finally:
             left.set()
             future.cancel()
@@ -104,23 +115,26 @@ class Service:
         """Answer what has begun, and no more."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _stream(self, seen: Seen, asks: Sequence[Ask], tell: Callable[[Result], None], left: threading.Event) -> None:
-        texts = [""] * len(asks)
-        with closing(self.captioner.stream(seen, asks)) as pieces:
-            for index, text in pieces:
-                if left.is_set():
-                    return
-                if index >= 0:  # what is below is about the whole image
-                    texts[index] = text
-                    tell(_written(seen, asks, texts, self.captioner.categories))
+
+def until(left: threading.Event, tell: Follow | None = None) -> Follow:
+    """Return what ends the writing of an answer with its next step, once nobody waits for it."""
+
+    def watch(changes: list[tuple[int, str]]) -> None:
+        if left.is_set():
+            raise LeftError("Nobody waits for the answer.")
+        if tell is not None:
+            tell(changes)
+
+    return watch
 
 
-def _written(seen: Seen, asks: Sequence[Ask], texts: Sequence[str], categories: Sequence[Any]) -> Result:
-    regions = [
-        replace(ask.to_region(number), captions=(text,) if text else ())
-        for number, (ask, text) in enumerate(zip(asks, texts, strict=True), 1)
-    ]
-    record = replace(seen.record, regions=regions)
+def _written(seen: Seen, asks: Sequence[Ask], texts: Mapping[int, str], categories: Sequence[Any]) -> Result:
+    """Return what is written so far: regions without what only the whole answer has."""
+    count = len(asks) or 1 + max(texts)
+    regions = [ask.to_region(number) for number, ask in enumerate(asks, 1)] or [Region(k + 1) for k in range(count)]
+    regions = [replace(region, captions=(texts.get(k) or "…",)) for k, region in enumerate(regions)]
+    narratives = (Narrative(texts[NARRATIVE]),) if texts.get(NARRATIVE) else ()
+    record = replace(seen.record, regions=regions, narratives=narratives)
     return Result(record, tuple(categories), seen.record.read_image(), tuple(asks))
 
 

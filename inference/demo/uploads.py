@@ -22,7 +22,7 @@ def decode_file(path: str | Path) -> np.ndarray:
     Raises:
         DataError: no image, corrupt, or too large in bytes or pixels.
     """
-    _check_bytes(Path(path).stat().st_size)
+    _check_bytes(untrusted.require_file(path, what="image"))
     return untrusted.read_image(path, MAX_IMAGE_PIXELS)
 
 

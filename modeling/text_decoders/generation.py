@@ -157,7 +157,6 @@ def search_texts(
     cache = decoder.prefill(region_tokens, search.max_length)
     start = torch.full((len(region_tokens),), search.start_id, dtype=torch.long, device=region_tokens.device)
     reader = _Reader(decoder, cache, search)
-    watch = watch or _unwatched
     if search.beam_size == 1:
         return _greedy(reader, start, search, watch)
     if search.length_penalty is not None and not search.rollouts:
@@ -183,10 +182,6 @@ def watch_words(
         watch([(place, text) for own, row in texts for text in [decode(row[1:])] for place in own])
 
     return look
-
-
-def _unwatched(tokens: Tensor) -> None:
-    """Nobody looks."""
 
 
 class _Reader:
@@ -217,7 +212,7 @@ def _nothing(region_tokens: Tensor, dim: int, search: Search) -> GeneratedText:
     return GeneratedText(empty, region_tokens.new_zeros(0, dtype=torch.float32), states)
 
 
-def _greedy(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
+def _greedy(reader: _Reader, start: Tensor, search: Search, watch: Watch | None) -> GeneratedText:
     num_regions, device, end_id = len(start), start.device, search.end_id
     tokens = torch.full((num_regions, search.max_length), end_id, dtype=torch.long, device=device)
     tokens[:, 0] = start
@@ -230,7 +225,8 @@ def _greedy(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> Gen
         best, words = log_probs.max(-1)
         tokens[rows, position] = words
         total[rows] += best
-        watch(tokens[:, : position + 1])
+        if watch is not None:
+            watch(tokens[:, : position + 1])
         alive = (words != end_id).nonzero()[:, 0]
         if len(alive) < len(rows):
             rows, words = rows[alive], words[alive]
@@ -258,14 +254,15 @@ def _lengths(tokens: Tensor, search: Search) -> Tensor:
     return (words + (written == search.end_id).any(1) if search.count_end else words).clamp(min=1)
 
 
-def _beam(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
+def _beam(reader: _Reader, start: Tensor, search: Search, watch: Watch | None) -> GeneratedText:
     num_regions, beams, end_id = len(start), search.beam_size, search.end_id
     first_row = torch.arange(num_regions, device=start.device)[:, None]
     total, first = reader.next_log_probs(start).topk(beams, -1)  # R K
     states = reader.last[:, None, None].expand(-1, beams, -1, -1) if search.keep_states else None  # R K 1 D
     reader.select(first_row.expand(-1, beams).flatten())
     tokens = torch.stack((start[:, None].expand_as(first), first), -1)  # R K 2
-    watch(tokens[first_row[:, 0], total.argmax(1)])
+    if watch is not None:
+        watch(tokens[first_row[:, 0], total.argmax(1)])
     while tokens.shape[-1] < search.max_length and not bool((tokens[..., -1] == end_id).all()):
         words = tokens[..., -1].flatten()
         log_probs = reader.next_log_probs(words)
@@ -277,7 +274,8 @@ def _beam(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> Gener
         total, origin, chosen = _extend(total, log_probs.view(num_regions, beams, -1), search.rollouts)
         reader.select((origin + first_row * beams).flatten())
         tokens = torch.cat((tokens[first_row, origin], chosen[..., None]), -1)
-        watch(tokens[first_row[:, 0], total.argmax(1)])
+        if watch is not None:
+            watch(tokens[first_row[:, 0], total.argmax(1)])
         states = None if states is None else states[first_row, origin]
     if states is not None:
         words = tokens[..., -1].flatten()
@@ -312,7 +310,7 @@ class _Texts:
         return _Texts(tokens, scores, torch.cat((F.pad(self.states, (0, 0, 0, room)), other.states), 1))
 
 
-def _penalised_beam(reader: _Reader, start: Tensor, search: Search, watch: Watch) -> GeneratedText:
+def _penalised_beam(reader: _Reader, start: Tensor, search: Search, watch: Watch | None) -> GeneratedText:
     """T5X's beam search: K texts go on, the K best finished ones wait, by log-probability over a length penalty.
 
     Every step looks at 2 K continuations, so that K go on even if each beam ends. It stops where no text that goes on
@@ -340,7 +338,8 @@ def _penalised_beam(reader: _Reader, start: Tensor, search: Search, watch: Watch
         done = pool.pick(*reversed(pool.scores.topk(beams, -1)))
         scores, kept = total.masked_fill(ends, none).topk(beams, -1)
         live = grown.pick(kept, scores)
-        watch(_leading(live, done))
+        if watch is not None:
+            watch(_leading(live, done))
         reader.select((origin.gather(1, kept) + first_row * beams).flatten())
         bound = scores[:, 0] / _penalty(search.max_length, search)
         if bool((bound <= done.scores[:, -1]).all()):

@@ -251,3 +251,42 @@ def test_sources_that_are_refused(tmp_path):
     with pytest.raises(DataError, match="not known to be a data set"):
         convert.run(parse(tmp_path / "else.json", "--to", "coco", "--output", tmp_path / "x.json"))
     assert [path.name for path in tmp_path.iterdir()] == ["else.json"]
+
+
+def _pictures(folder: Path, names: list[str]) -> None:
+    for shade, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), (100 + shade, 0, 0)).save(folder / name, "PNG")
+
+
+def test_images_of_one_name_in_two_folders_are_not_mixed_up(tmp_path):
+    _pictures(tmp_path, ["a.png", "images/a.png"])
+    naming = Naming([tmp_path / "images", tmp_path])
+    one, other = (Record(k, HEIGHT, WIDTH, str(tmp_path / name)) for k, name in enumerate(("a.png", "images/a.png")))
+    assert naming.image(one) == naming.image(one) == "a.png"
+    with pytest.raises(DataError, match="Two images would have the same name"):
+        naming.image(other)
+
+
+def test_an_image_that_is_there_already_is_the_same_or_told(tmp_path):
+    _pictures(tmp_path, ["a.png", "there/a.png"])
+    assert (tmp_path / "a.png").stat().st_size == (tmp_path / "there/a.png").stat().st_size
+    record = Record(1, HEIGHT, WIDTH, str(tmp_path / "a.png"))
+    with pytest.raises(DataError, match="Another image is there already"):
+        convert.copy_image(record, tmp_path / "there" / "a.png")
+    convert.copy_image(record, tmp_path / "new" / "a.png")
+    convert.copy_image(record, tmp_path / "new" / "a.png")
+
+
+def test_segments_of_a_jpg_and_a_png_of_one_name_stay_apart(tmp_path):
+    _pictures(tmp_path, ["a.jpg", "a.png"])
+    records = []
+    for number, name in enumerate(("a.jpg", "a.png"), 1):
+        ids = np.zeros((HEIGHT, WIDTH), np.int32)
+        ids[:number] = 5
+        region = Region(5, category_id=3, box_xyxy=(0.0, 0.0, float(WIDTH), float(number)), area=number * WIDTH)
+        records.append(Record(number, HEIGHT, WIDTH, str(tmp_path / name), [region], ids))
+    WRITERS["panoptic"].write(tmp_path / "out" / "p.json", iter(records), CATEGORIES, Naming([tmp_path], numbers=True))
+    document = json.loads((tmp_path / "out" / "p.json").read_text())
+    drawn = [read_id_map(tmp_path / "out" / "p" / body["file_name"]) for body in document["annotations"]]
+    assert [int((ids == 5).sum()) for ids in drawn] == [WIDTH, 2 * WIDTH]

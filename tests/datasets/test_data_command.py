@@ -250,6 +250,28 @@ def test_the_toy_set_can_be_read_in_both_formats(drawn, capsys):
     assert categories == list(scenes.categories)
 
 
+def test_files_of_ones_own_are_verified_too(drawn, tmp_path, capsys, monkeypatch):
+    shutil.copytree(drawn, tmp_path / "toy")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "verify", "toy/records_val.json"]) == 0
+    assert re.search(r"toy/records_val\.json +│ ok +│ 16 ", capsys.readouterr().out)
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "MODEL: {NAME: pixelllm_model}\nDATASETS: {TRAIN: ['region:toy/records_val.json'], TEST: ['region:shapes_val']}"
+    )
+    assert main(["data", "verify", "--conf_files", str(config)]) == 0
+    image = tmp_path / "toy" / "images" / "val" / "000000000003.png"
+    image.write_bytes(b"none")
+    assert main(["data", "verify", "toy/records_val.json"]) == 0, "nothing is opened"
+    assert main(["data", "verify", "toy/records_val.json", "--deep"]) == 3
+    assert "000000000003.png" in capsys.readouterr().out
+    image.unlink()
+    assert main(["data", "verify", "toy/records_val.json", "mine/none.json"]) == 3
+    told = capsys.readouterr().out
+    assert re.search(r"broken: toy/records_val\.json: 1 of 16 images named by the file are not there", told)
+    assert "missing: mine/none.json" in told
+
+
 def test_download_says_what_and_asks_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(unpacking, "free_bytes", lambda folder: 10**12)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)

@@ -277,6 +277,16 @@ def test_what_a_person_put_there_is_checked_and_used(tiny, server, tmp_path):
     get(tmp_path)
     assert contents(tmp_path) == PICTURES
     assert server.requests == []
+    assert place.read_bytes() == ARCHIVE, "it is not locap's to delete"
+
+
+def test_a_wrong_file_that_a_person_put_there_is_refused_but_kept(tiny, server, tmp_path):
+    place = tmp_path / "downloads" / "tiny" / "val2017.zip"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(ARCHIVE + b"!")
+    with pytest.raises(MissingDependencyError, match=r"wrong length[^$]*move it away"):
+        get(tmp_path)
+    assert place.read_bytes() == ARCHIVE + b"!"
 
 
 def test_a_mirror_has_the_same_files_by_set(tiny, server, tmp_path):

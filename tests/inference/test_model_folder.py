@@ -20,6 +20,7 @@ from locap.evaluation.report import EvaluationReport, Source, write_report
 from locap.evaluation.results import ProtocolResult
 from locap.inference.asks import Ask
 from locap.inference.captioner import Captioner
+from locap.inference.model_card import _cell
 from locap.inference.model_folder import VOCABULARIES, find_model, read_folder, stored_categories
 from locap.modeling.schemas import MODEL_SCHEMAS
 from locap.modeling.systems import SYSTEMS
@@ -265,7 +266,7 @@ def test_pickles_and_code_in_a_folder_are_not_read(saved, tmp_path):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     (saved / "modeling_locap.py").write_text("raise SystemExit('code was run')")
-    with pytest.raises(CheckpointError, match="There are no weights"):
+    with pytest.raises(CheckpointError, match="The folder holds no weights"):
         locap.load(saved, device="cpu")
 
 
@@ -294,3 +295,7 @@ def test_the_command_writes_folders_and_says_what_it_cannot_do(runs, tmp_path, c
     code, message = export("--to", "hub", "--output", "owner/name")
     assert (code, "The model is not uploaded" in message) == (5, True), message
     assert "Traceback" not in message
+
+
+def test_names_of_others_begin_no_cell_and_no_html_in_a_card():
+    assert _cell("a|b\n<img src=x> & c") == "a&#124;b &lt;img src=x&gt; &amp; c"

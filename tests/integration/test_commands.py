@@ -67,7 +67,8 @@ for line in {lines!r}:
     assert "There is no such configuration file." in no_file
     assert str(tmp_path / "quickstrat.yaml") in no_file
     assert "give --conf_files FILE.yaml, or --model RUN_FOLDER" in no_config
-    assert str(tmp_path / "nowhere" / "config.yaml") in no_run
+    assert "There is no such model folder." in no_run
+    assert str(tmp_path / "nowhere") in no_run
     assert "-0.5" in negative
     assert "-1" in negative
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the options of a command and of the commands below it."""
+    """Return the options of a command and of the commands below it, some of which come with a module of their own."""
+    if getattr(parser, "module", None):
+        importlib.import_module(parser.module, "locap.trainer").add_arguments(parser)
     own = set(parser._option_string_actions)
     below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     return own.union(*(options_of(choice) for a in below for choice in a.choices.values()))

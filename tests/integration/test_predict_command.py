@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from locap.datasets.records import Record, Region, encode_mask, write_records
 from locap.inference.asks import make_asks
 from locap.inference.image_list import find_images
+from locap.inference.prediction_run import Outputs, Question, Writer
 from locap.utils.errors import DataError, UsageError
 
 from .conftest import ROOT
@@ -43,6 +45,8 @@ def test_files_folders_patterns_and_lists(photos, monkeypatch):
 
 def test_a_name_with_magic_letters_is_a_file_first(photos):
     (photos / "a.png").rename(photos / "a[1].png")
+    (photos / "._b.JPG").write_bytes(b"what a Mac leaves beside a file")
+    assert names(find_images([str(photos)])) == ["a[1].png", "b.JPG"]
     assert names(find_images([str(photos / "a[1].png")])) == ["a[1].png"]
 
 
@@ -130,9 +134,63 @@ def test_shares_of_the_image_and_regions_of_a_file(trained, locap, photos, tmp_p
     assert second["points"] == [[3.0, 4.0]]
 
 
+def test_answers_keep_the_ids_of_what_was_asked(trained, locap, photos, tmp_path):
+    """So they can be evaluated against the file; images of one name in two folders stay apart."""
+    boxes = [(-1.0, 0.0, 40.02, 30.01), (1.0, 2.0, 9.0, 9.0)]  # the first leaves the image a little, as in COCO
+    asked = [Record(7, 30, 40, "a.png", [Region(5 + k, box_xyxy=box) for k, box in enumerate(boxes)])]
+    write_records(photos / "asked.json", asked)
+    common = ("predict", "--model", trained.folder, "--no-pictures", "--output")
+    done = locap(*common, tmp_path / "1", "--regions", photos / "asked.json")
+    assert done.code == 0, done.err
+    (record,) = lines(tmp_path / "1")[1:]
+    assert record["image_id"] == 7
+    assert [region["id"] for region in record["regions"]] == [5, 6]
+    assert record["regions"][0]["box_xyxy"] == [0, 0, 40, 30]
+    (photos / "more" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    done = locap(*common, tmp_path / "2", photos / "a.png", photos / "more" / "a.png", photos / "a.png")
+    assert done.code == 0, done.err
+    assert len({record["image_id"] for record in lines(tmp_path / "2")[1:]}) == 3
+
+
+def test_what_is_read_is_not_written_over(trained, locap, photos):
+    asked = photos / "predictions.jsonl"
+    asked.write_text(json.dumps({"image_id": 1, "height": 30, "width": 40, "image": "a.png"}) + "\n")
+    before = asked.read_bytes()
+    done = locap("predict", "--model", trained.folder, "--regions", asked, "--output", photos)
+    assert done.code == 2
+    assert "A file that is read would be written over." in done.err
+    assert asked.read_bytes() == before
+    Image.new("L", (40, 30), 255).save(photos / "b.png")
+    mask = (photos / "b.png").read_bytes()
+    done = locap("predict", photos / "b.JPG", "--mask", photos / "b.png", "--model", trained.folder, "--output", photos)
+    assert (photos / "b.png").read_bytes() == mask
+    assert (photos / "b_2.png").exists() or done.code == 2  # where the system takes no masks
+
+
+def test_images_that_are_left_out_cost_no_memory(tmp_path):
+    """An error remembers where it was raised, and that the pixels of its batch."""
+    alive = []
+
+    def read() -> None:
+        pixels = np.zeros(10)
+        alive.append(weakref.ref(pixels))
+        raise DataError(f"The image of {len(pixels)} pixels is broken.")
+
+    with Writer(Outputs(tmp_path), (), 2) as writer:
+        for number in range(2):
+            (item,) = writer.handed_out([Question(f"{number}.png")])
+            try:
+                read()
+            except DataError as err:
+                writer.skip(item, err)
+    assert [reference() for reference in alive] == [None, None]
+    assert writer.exit_code == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--regions", "any.json"], "A file of regions says which images"),
         (["--all", "--box", 1, 1, 5, 5], "Ask for everything, or for something."),
         (["--batch-size", -1], "There is no such batch."),
         (["--box", 1, 1, 500, 5], "The box lies outside the image."),

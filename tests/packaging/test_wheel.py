@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,11 @@ def test_metadata(installed: Path):
     lines = metadata.read_text().splitlines()
     assert "License-Expression: Apache-2.0" in lines
     required = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert len([line for line in lines if line.startswith("Requires-Dist: ")]) == len(required)
+    asked_for = [line for line in lines if line.startswith("Requires-Dist: ")]
+    assert len([line for line in asked_for if "extra ==" not in line]) == len(required)
+    extras = [line.removeprefix("Requires-Dist: ") for line in asked_for if line.endswith('; extra == "demo"')]
+    assert [re.split(r"[>=;]", line)[0].strip() for line in extras] == ["gradio", "supervision"]
+    assert "locap[demo]" in (ROOT / "docs" / "demo.md").read_text(), "the name that messages and pages give"
     assert "locap = locap.entry:main" in metadata.with_name("entry_points.txt").read_text()
 
 

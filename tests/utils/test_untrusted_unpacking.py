@@ -94,3 +94,11 @@ def test_contents_that_do_not_fit_are_told_before_they_are_written(tmp_path, mon
     with pytest.raises(MissingDependencyError, match="not enough disk space") as caught:
         unpack(path, "d", tmp_path / "d")
     assert caught.value.value == "1,000 bytes are needed, 999 are free"
+
+
+def test_many_small_members_that_grow_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(80):
+            archive.writestr(f"{number}.txt", bytes(2**20))
+    with pytest.raises(DataError, match="The archive grows more than 200 fold"):
+        zip_members(tmp_path / "a.zip")

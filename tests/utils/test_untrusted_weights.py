@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from locap.utils.errors import CheckpointError
+from locap.utils.errors import CheckpointError, DataError
 from locap.utils.untrusted import load_flat_tensors, load_tensors
+from locap.utils.untrusted.array_pickles import read_array_pickle
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
@@ -202,3 +203,45 @@ def test_a_pickled_array_that_is_repeated_is_refused_before_memory_is_taken(tmp_
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({f"w{i}": one for i in range(10_000)}, 2))
     with pytest.raises(CheckpointError, match="far more memory"):
         load_flat_tensors(tmp_path / "a.pkl")
+
+
+def _text(body: bytes) -> bytes:
+    return b"X" + len(body).to_bytes(4, "little") + body
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02"
+ONE_BYTE_KIND = b"cnumpy\ndtype\n" + _text(b"u1") + b"\x85Rq\x03"
+SWELLING = {  # a few bytes each that would make all of the first text or dictionary again
+    "encoded texts": _text(b"a" * 10_000) + b"q\x00c_codecs\nencode\nq\x01" + _text(b"latin1") + b"q\x02"
+    b"]" + b"h\x01h\x00h\x02\x86Ra" * 200,
+    "dictionaries": b"}(" + b"".join(b"M%sN" % i.to_bytes(2, "little") for i in range(3000)) + b"uq\x00"
+    b"ccollections\nOrderedDict\nq\x01]" + b"h\x01h\x00\x85Ra" * 200,
+    "arrays of one text": _text(b"a" * 10_000)
+    + b"q\x00"
+    + RECONSTRUCT
+    + ONE_BYTE_KIND
+    + b"]"
+    + b"h\x01h\x02K\x00\x85U\x01b\x87R(K\x01M\x10\x27\x85h\x03\x89h\x00tba" * 200,
+    "a shape of long numbers": b"\x8b"
+    + (1000).to_bytes(4, "little")
+    + b"\x7f" * 1000
+    + b"q\x00"
+    + RECONSTRUCT
+    + ONE_BYTE_KIND
+    + b"h\x01h\x02K\x00\x85U\x01b\x87R(K\x01("
+    + b"h\x00" * 60
+    + b"th\x03\x89U\x01atb",
+}
+
+
+@pytest.mark.parametrize("case", SWELLING)
+def test_a_pickle_that_swells_is_refused(tmp_path, case):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + SWELLING[case] + b".")
+    with pytest.raises(DataError, match=r"far more memory|than pairs|impossible shape"):
+        read_array_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_empty_arrays_load(tmp_path, protocol):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": np.zeros((0, 4), np.float32)}, protocol))
+    assert read_array_pickle(tmp_path / "a.pkl")["w"].shape == (0, 4)

@@ -25,6 +25,7 @@ _OPERATIONS = known_operations(
     | {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "FRAME", "MEMOIZE"}
     | {"SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
 )
+_MAX_SIDES, _LONGEST = 32, 2**48  # of an array
 _KIND = re.compile(r"[<>|=]?(?:[fiu][1248]|b1)")
 
 
@@ -67,7 +68,9 @@ class _Array:
         _, shape, kind, columns_first, data = self.state
         data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
         dtype = kind.dtype()
-        if math.prod(shape) * dtype.itemsize != len(data) or any(side < 0 for side in shape):
+        if len(shape) > _MAX_SIDES or not all(0 <= side <= _LONGEST for side in shape):
+            raise ValueError("an array has an impossible shape")
+        if math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError(f"an array of {shape} {dtype} has {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
 
@@ -99,32 +102,62 @@ def _scalar(kind: _Kind, data: bytes | str) -> _Array:
     return made
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
-    return text.encode("latin1")
+class _Budget:
+    """What may still be made: all that a file makes once is no longer than the file itself."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        """Raise when a file makes something large over and over from the same bytes."""
+        self.left -= count
+        if self.left < 0:
+            raise pickle.UnpicklingError("it would take far more memory than its size")
 
 
-_NAMES = {
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): _Callable(_Kind),
-    ("_codecs", "encode"): _Callable(_encode),
-    ("collections", "OrderedDict"): _Callable(dict),
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Callable(_reconstruct) for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _Callable(_scalar) for core in ("core", "_core")},
-}
+def _names(budget: _Budget) -> dict[tuple[str, str], Any]:
+    """Return what stands in for each name that a pickle of arrays asks for."""
+
+    def encode(text: str, encoding: str) -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+        budget.take(len(text))
+        return text.encode("latin1")
+
+    def ordered(items: list | tuple = ()) -> dict:
+        if not isinstance(items, (list, tuple)):
+            raise pickle.UnpicklingError("it makes a dictionary of something else than pairs")
+        budget.take(len(items))
+        return dict(items)
+
+    def no_bytes() -> bytes:
+        return b""
+
+    return {
+        ("numpy", "ndarray"): "ndarray",
+        ("numpy", "dtype"): _Callable(_Kind),
+        ("_codecs", "encode"): _Callable(encode),
+        ("collections", "OrderedDict"): _Callable(ordered),
+        **{(module, "bytes"): _Callable(no_bytes) for module in ("__builtin__", "builtins")},
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Callable(_reconstruct) for core in ("core", "_core")},
+        **{(f"numpy.{core}.multiarray", "scalar"): _Callable(_scalar) for core in ("core", "_core")},
+    }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._names = _names(_Budget(len(data)))
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
+        if (module, name) not in self._names:
             raise DataError(
                 "The pickle holds more than arrays and is not opened: it could run code.",
                 value=f"{module}.{name}",
                 allowed="arrays of numbers, and plain values",
                 fix="ask its author for a .safetensors file",
             )
-        return _NAMES[module, name]
+        return self._names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it asks for an object outside of the file")
@@ -142,22 +175,23 @@ def read_array_pickle(path: str | Path) -> Any:
     data = Path(path).read_bytes()
     check_operations(data, path, _OPERATIONS, MAX_PROTOCOL)
     try:
-        value = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+        value = _ArrayUnpickler(data).load()
         check_extent(value, len(data), path)
-        return _with_arrays(value)
+        return _with_arrays(value, _Budget(len(data)))
     except DataError as err:
         raise DataError(err.what, where=shown(path), value=err.value, allowed=err.allowed, fix=err.fix) from None
     except Exception as err:  # a malformed pickle raises what it likes
         raise DataError(f"Malformed pickle: {err}.", where=shown(path)) from None
 
 
-def _with_arrays(value: Any) -> Any:
+def _with_arrays(value: Any, budget: _Budget) -> Any:
     if isinstance(value, _Array):
+        budget.take(0 if value.made is not None else len(value.state[4]))
         return value.array()
     if isinstance(value, dict):
-        return {name: _with_arrays(item) for name, item in value.items()}
+        return {name: _with_arrays(item, budget) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_arrays(item) for item in value]
+        return [_with_arrays(item, budget) for item in value]
     if isinstance(value, (str, bytes, int, float, bool, type(None))):
         return value
     raise ValueError("a value is neither plain nor an array")

@@ -46,6 +46,11 @@ def zip_members(path: str | Path) -> list[zipfile.ZipInfo]:
     seen: set[str] = set()
     for member in members:
         _check(member, seen, path)
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > 64 * _SMALL and unpacked > MAX_RATIO * Path(path).stat().st_size:
+        raise DataError(
+            f"The archive grows more than {MAX_RATIO} fold.", where=shown(path), value=f"{unpacked:,} bytes"
+        )
     return [member for member in members if not member.is_dir()]
 
 

@@ -17,6 +17,7 @@ from locap.datasets.records import Category, Record, Region, decode_mask
 from locap.inference.asks import Ask
 from locap.inference.captioner import Seen
 from locap.inference.results import Result
+from locap.inference.streams import Follow
 from locap.utils.errors import UsageError
 
 KINDS = frozenset({"box", "point", "mask", "text"})
@@ -28,7 +29,7 @@ class Colours:
     categories = (Category(1, "thing"),)
 
     def __init__(self, takes: frozenset[str] = KINDS) -> None:
-        self.takes, self.fault, self.pause, self.words, self.written = takes, None, 0.0, 6, 0
+        self.takes, self.fault, self.pause, self.words, self.written = takes, None, 0.0, 1, 0
         self.prompts: list[str | None] = []
         self.go = threading.Event()
         self.go.set()
@@ -41,10 +42,14 @@ class Colours:
             if ask.kind not in self.takes:
                 raise UsageError(f"This system takes no {ask.kind}.", allowed=", ".join(sorted(self.takes)))
 
-    def ask(self, seen: Seen, asks: list[Ask] = ()) -> Result:
+    def ask(self, seen: Seen, asks: list[Ask] = (), watch: Follow | None = None) -> Result:
         self.check(asks)
         self.go.wait(20)
-        time.sleep(self.pause)
+        for count in range(1, self.words + 1):
+            time.sleep(self.pause)
+            self.written = count
+            if watch is not None:
+                watch([(k, text) for k, text in enumerate(self._begun(seen, asks, count))])
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
@@ -56,13 +61,10 @@ class Colours:
         ]
         return Result(Record("image", *pixels.shape[:2], pixels, regions), self.categories, pixels, tuple(asks))
 
-    def stream(self, seen: Seen, asks: list[Ask] = ()) -> Iterator[tuple[int, str]]:
-        for count in range(1, self.words + 1):
-            time.sleep(self.pause)
-            self.written = count
-            for index, ask in enumerate(asks):
-                text = self._region(seen.record.image, 1, ask).captions[0]
-                yield index, " ".join([text, *(str(k) for k in range(1, count))])
+    def _begun(self, seen: Seen, asks: list[Ask], count: int) -> Iterator[str]:
+        for ask in asks:
+            captions = self._region(seen.record.image, 1, ask).captions
+            yield " ".join(" ".join(captions).split()[:count])
 
     def _region(self, pixels: np.ndarray, number: int, ask: Ask) -> Region:
         if ask.kind == "text":
@@ -135,7 +137,7 @@ def client(service):
 def serve(tmp_path, monkeypatch) -> Iterator[Callable[..., str]]:
     """``serve(service, **options)``: the address of a demo that runs in a thread."""
     uvicorn = pytest.importorskip("uvicorn")
-    from locap.inference.demo.server import bind, make_application
+    from locap.inference.demo.server import bind, configure, make_application
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     running = []
@@ -144,8 +146,7 @@ def serve(tmp_path, monkeypatch) -> Iterator[Callable[..., str]]:
         if options.get("with_page", True):
             pytest.importorskip("gradio")
         bound = bind("127.0.0.1", 0)
-        config = uvicorn.Config(make_application(service, **options), log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configure(make_application(service, **options), head_seconds=1.0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         running.append((server, thread))

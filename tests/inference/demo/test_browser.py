@@ -71,4 +71,7 @@ def test_a_box_is_clicked_and_its_caption_read(serve, service, kit, tmp_path, pa
     page.wait_for_timeout(500)
     click(page, 40, 40)
     caption_is(page, "rgb 250 0 0")
+    page.set_viewport_size({"width": 390, "height": 844})  # of a phone
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert asked <= set(HERE)

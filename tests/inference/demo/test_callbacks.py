@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing
 
 import numpy as np
@@ -114,26 +115,47 @@ def test_own_words_reach_the_system(callbacks, colours, halves):
         list(callbacks.answer(desk, "Box", place="1 1 9 9", question="?!"))
 
 
-def test_captions_grow_where_the_system_writes_word_by_word(service, colours, halves):
-    colours.takes |= {"prompt"}
-    callbacks = Callbacks(service)
+def test_captions_grow_and_end_with_everything_known(callbacks, colours, halves):
+    colours.words, colours.pause = 4, 0.2
     answers = list(callbacks.answer(callbacks.open_file(halves), "Box", place="0 0 9 9"))
-    assert [answer.text for answer in answers[:3]] == ["rgb 250 0 0", "rgb 250 0 0 1", "rgb 250 0 0 1 2"]
+    assert [answer.text for answer in answers[:3]] == ["rgb", "rgb 250", "rgb 250 0"]
     assert answers[0].picture is None
+    assert answers[0].rows == [["1", "", "", "0 0 9 9", "rgb"]]
     assert answers[-1].picture is not None
-    assert answers[-1].text == "rgb 250 0 0 1 2 3 4 5"
+    assert answers[-1].rows == [["1", "thing", "0.50", "0 0 9 9", "rgb 250 0 0"]]
+
+
+def test_what_is_written_so_far(service, kit, monkeypatch):
+    """Of everything, regions are told as they come, and words about the whole image."""
+    seen = service.captioner.see(kit.plain(1, 2, 3))
+
+    def ask(seen, asks, watch):
+        for changes in ([(1, "b"), (0, "")], [(-1, "a field")]):
+            time.sleep(0.2)
+            watch(changes)
+        return Result(Record(1, 40, 60), (), np.zeros((40, 60, 3), np.uint8))
+
+    monkeypatch.setattr(service.captioner, "ask", ask)
+    assert [text_of(result) for result in service.stream(seen)] == [
+        "1. …\n2. b", "a field\n1. …\n2. b", "Nothing found."
+    ]  # fmt: skip
 
 
 @pytest.mark.fault("J7")
 def test_a_user_who_leaves_ends_the_generation(service, colours, halves):
-    colours.takes |= {"prompt"}
     colours.words, colours.pause = 1000, 0.01
     callbacks = Callbacks(service)
     desk = callbacks.open_file(halves)
     with closing(callbacks.answer(desk, "Box", place="0 0 9 9")) as answers:
         next(answers)
-    service.ask(desk.seen)  # its turn comes at once
+    service.submit(lambda: None).result()  # its turn comes at once
     assert colours.written < 50
+
+
+def test_nothing_is_chosen_yet(callbacks, halves):
+    for mode in ("Box", "Point"):
+        with pytest.raises(UsageError, match="Nothing is chosen yet"):
+            list(callbacks.answer(callbacks.open_file(halves), mode, place=" "))
 
 
 def test_no_image_yet(callbacks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -80,13 +81,16 @@ def test_own_words_reach_systems_that_take_them(ask, colours):
 
 
 def test_answers_are_streamed(ask, colours):
-    whole = events(ask({"box": [0, 0, 9, 9]}, stream=True))
-    assert [event["choices"][0]["delta"] for event in whole][-1] == {}
-    colours.takes |= {"prompt"}
+    colours.words = 4
+    colours.pause = 0.2
     chunks = events(ask({"box": [0, 0, 9, 9]}, stream=True))
-    assert [event["choices"][0]["delta"].get("content", "") for event in chunks][:3] == ["rgb 10 20 30", " 1", " 2"]
+    told = [event["choices"][0]["delta"].get("content", "") for event in chunks]
+    assert told[:3] == ["rgb", " 10", " 20"]
+    assert "".join(told) == "rgb 10 20 30"
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-    assert chunks[-1]["regions"][0]["caption"] == "rgb 10 20 30 1 2 3 4 5"
+    assert chunks[-1]["regions"][0] == {
+        "box": [0, 0, 9, 9], "mask": None, "caption": "rgb 10 20 30", "category": "thing", "score": 0.5
+    }  # fmt: skip
 
 
 @pytest.mark.fault("J1")
@@ -156,7 +160,7 @@ def test_images_that_are_none(ask, kit):
         ({"text": "x" * 1_000_000}, "too long"),
         ({"mask": {"size": [4, 4], "counts": [16]}}, "not of the image's size"),
         ({"mask": {"size": [40, 60], "counts": "§§§"}}, ""),
-        ({"mask": {"size": [10**9, 10**9], "counts": [1]}}, "impossible size"),
+        ({"mask": {"size": [10**9, 10**9], "counts": [1]}}, "not of the image's size"),
     ],
 )
 def test_regions_that_are_none(ask, region, message):
@@ -180,6 +184,55 @@ def test_numbers_that_are_none_and_too_many_regions(ask, client, kit):
 
 
 @pytest.mark.fault("J5")
+@pytest.mark.fault("J5")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"messages":' + b'[{"a":' * 50_000,
+        b'{"messages": ' + b"9" * 100_000 + b"}",
+        b'{"messages": [], "regions": [' + b"{}," * 1_000_000 + b"{}]}",
+        b"\xff\xfe\x00",
+        b"",
+    ],
+    ids=["nested", "objects", "huge number", "million regions", "no text", "nothing"],
+)
+def test_bodies_that_are_none(client, body):
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert len(response.text) < 1000
+
+
+@pytest.mark.fault("J5")
+@pytest.mark.parametrize("counts", [[10**9], [10**30], [-1, 2401], [0] * 100_000 + [10**18], "o" * 100_000])
+def test_run_lengths_beyond_the_image(ask, counts):
+    """Refused before anything of their size is made."""
+    began = time.monotonic()
+    assert ask({"mask": {"size": [40, 60], "counts": counts}}).status_code == 400
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.fault("J1")
+def test_slow_requests_are_ended(service):
+    from locap.inference.demo.endpoint import make_app
+    from locap.inference.demo.guard import Guard
+
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "scheme": "http",
+             "server": ("127.0.0.1", 80), "client": None, "root_path": "", "http_version": "1.1"}  # fmt: skip
+    asyncio.run(Guard(make_app(service), body_seconds=0.3)(scope, receive, send))
+    assert sent[0]["status"] == 408
+
+
 def test_words_stay_words(ask):
     (region,) = ask({"text": "<script>alert(1)</script> </s><|endoftext|>"}).json()["regions"]
     assert region["category"] == "<script>alert(1)</script> </s><|endoftext|>"  # JSON; the page escapes it
@@ -218,17 +271,16 @@ def test_a_client_who_leaves_gives_its_place_up(serve, service, colours, kit):
 
     address = serve(service, with_page=False)
     body = kit.request_of(kit.png(kit.plain(1, 2, 3)), {"box": [0, 0, 9, 9]}, stream=True)
-    colours.takes |= {"prompt"}
     colours.words, colours.pause = 1000, 0.02
     with httpx.stream("POST", address + CHAT, json=body) as response:
         next(response.iter_text())
-    time.sleep(0.5)
-    written = colours.written
-    time.sleep(0.3)
-    assert colours.written == written < 100
-    colours.pause = 0.0
+    wait_for_places(service, MAX_WAITING)
+    assert colours.written < 100
+    _impatient(address, body | {"stream": False}, 0.5)  # without a stream, too
+    wait_for_places(service, MAX_WAITING)
+    assert colours.written < 100
+    colours.words, colours.pause = 1, 0.0
     colours.go.clear()
-    colours.takes -= {"prompt"}
     threading.Thread(target=_impatient, args=(address, body | {"stream": False}, 5.0)).start()
     wait_for_places(service, MAX_WAITING - 1)
     _impatient(address, body | {"stream": False}, 0.2)  # waits behind the one before, and gives up

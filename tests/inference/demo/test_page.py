@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -30,8 +31,9 @@ class User:
         import httpx
 
         self.http, self.session = httpx.Client(base_url=address, timeout=30), name
-        functions = self.http.get("/config").json()["dependencies"]
-        self.functions = {function["api_name"]: function["id"] for function in functions}
+        config = self.http.get("/config").json()
+        self.functions = {function["api_name"]: function["id"] for function in config["dependencies"]}
+        self.parts = {part["type"]: part["id"] for part in config["components"]}
 
     def upload(self, data: bytes, name: str = "a.png") -> str:
         return self.http.post(UPLOAD, files={"files": (name, data)}).raise_for_status().json()[0]
@@ -53,7 +55,7 @@ class User:
         return self.call("open_image", {"path": path, "meta": {"_type": "gradio.FileData"}, **more})
 
     def caption(self, place: str = "0 0 60 40", mode: str = "Box", phrase: str = "") -> dict:
-        return self.call("caption", None, mode, place, None, phrase, "Describe", "")
+        return self.call("caption", mode, place, None, phrase, "Describe", "")
 
 
 def said(message: dict) -> str:
@@ -88,6 +90,47 @@ def test_uploads_are_deleted(serve, service, kit, tmp_path):
             break
         time.sleep(0.1)
     assert not path.exists()
+
+
+@pytest.mark.fault("J10")
+def test_the_desk_unused_the_longest_makes_place(service, kit, serve, monkeypatch):
+    from locap.inference.demo import page
+
+    monkeypatch.setattr(page, "MAX_SESSION_BYTES", 40_000)  # three images, each seen and shown
+    address = serve(service)
+    users = [User(address, name) for name in ("ann", "bob", "eve")]
+    for user in users:
+        for _ in range(3):  # another image takes the place of the one before
+            user.open(user.upload(kit.png(kit.plain(7, 7, 7))))
+    assert "no longer" in said(users[0].caption())
+    assert [said(user.caption()) for user in users[1:]] == ["rgb 7 7 7"] * 2
+
+
+def sent_painting(user, layer, **more):
+    data = {"component_id": user.parts["imageeditor"], "session_hash": user.session, "fn_name": "accept_blobs"}
+    data |= {"id": "p1", "type": "layer", "index": "0", **more}
+    return user.http.post("/gradio_api/component_server", data=data, files={"file": ("a.png", layer)})
+
+
+def test_a_painting_is_sent_ahead_and_bounded(visit, kit):
+    from locap.inference.demo.limits import MAX_LAYERS, MAX_PAINTINGS
+    from locap.inference.demo.page import UploadedPainting
+
+    user = visit("ann")
+    user.open(user.upload(kit.png(kit.plain(1, 2, 3))))
+    layer = np.zeros((40, 60, 4), np.uint8)
+    layer[:9, :9] = 255
+    assert sent_painting(user, kit.png(layer)).status_code == 200
+    answer = user.call("caption", "Brush", "", {"id": "p1", "background": None, "layers": [], "composite": None}, "",
+                       "Describe", "")  # fmt: skip
+    assert said(answer) == "rgb 1 2 3"
+    assert "p1" not in UploadedPainting.kept
+    for number in range(MAX_PAINTINGS + 5):
+        sent_painting(user, b"abc", id=f"p{number}")
+    assert len(UploadedPainting.kept) == MAX_PAINTINGS
+    for wrong in ({"index": "1000000000"}, {"index": str(MAX_LAYERS)}, {"index": "-1"}, {"id": "p" * 1000}):
+        assert sent_painting(user, b"abc", **wrong).status_code >= 400, wrong
+    UploadedPainting.kept.clear()
 
 
 @pytest.mark.fault("J1")
@@ -198,11 +241,10 @@ def test_a_failure_is_told_by_its_number(visit, kit, colours, caplog):
 
 @pytest.mark.fault("J7")
 def test_closing_the_page_ends_the_generation(visit, kit, colours):
-    colours.takes |= {"prompt"}
     user = visit("ann")
     user.open(user.upload(kit.png(kit.plain(1, 2, 3))))
     colours.words, colours.pause = 5000, 0.02
-    data = [None, "Box", "0 0 9 9", None, "", "Describe", ""]
+    data = ["Box", "0 0 9 9", None, "", "Describe", ""]
     body = {"data": data, "fn_index": user.functions["caption"], "session_hash": user.session}
     user.http.post("/gradio_api/queue/join", json=body)
     with user.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": user.session}) as stream:
@@ -301,6 +343,27 @@ def test_where_it_listens(service, monkeypatch, caplog, options, warned):
     assert not hasattr(arguments, "share")
 
 
+def refused_head(address, seconds):
+    """Send half a head; whether the server hangs up within so many seconds."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.")
+        return slow.recv(100) == b""
+
+
+@pytest.mark.fault("J1")
+def test_who_says_nothing_is_hung_up_on(serve, service):
+    assert refused_head(serve(service, with_page=False), 5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_service_manager_ends_it_in_order():
+    """So that what is registered for the exit, such as deleting uploads, is done."""
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), server.ending_in_order():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_wrong_password_argument():
     with pytest.raises(UsageError, match="USER:PASSWORD"):
         command._auth("ann")
@@ -321,10 +384,10 @@ def test_without_the_page_gradio_is_not_needed(service, monkeypatch):
 
 @pytest.mark.fault("J6")
 def test_the_queue_of_the_page_is_bounded(service):
-    from locap.inference.demo.page import build_page
+    """One line for the page and the HTTP service: the service's own, which the page does not hold back."""
+    from locap.inference.demo.page import make_page
 
-    page = build_page(service, [])
+    page = make_page(service, []).build()
     assert page._queue.max_size == MAX_WAITING
-    model = [function for function in page.fns.values() if function.concurrency_id == "model"]
-    assert model
-    assert {function.concurrency_limit for function in model} == {1}
+    assert page._queue.default_concurrency_limit is None
+    assert {function.concurrency_limit for function in page.fns.values()} == {"default"}
