@@ -62,7 +62,7 @@ def run_at(parent, number, *, checkpoint=True, finished=False):
 
 def meant(save_dir, **changes):
     """Return (RESUME, RESUME_FROM) of what RESUME means, and whether the given configuration stayed as it was."""
-    values = {"SAVE_DIR": str(save_dir), "BASENAME": "x", "RESUME": True, "RESUME_FROM": ""} | changes
+    values = {"SAVE_DIR": str(save_dir), "BASENAME": "x", "RESUME": True, "RESUME_FROM": "", "WEIGHT": False} | changes
     given = OmegaConf.create(values)
     OmegaConf.set_readonly(given, True)
     found = continued(given)
