@@ -392,6 +392,7 @@ def in_browser(address: str, image: Path) -> str | None:
 
 def click(page: Any, x: int, y: int) -> None:
     """Click where the shown image has a pixel; it stands in the middle of its frame, and is never enlarged."""
+    page.wait_for_function("(i => i && i.complete && i.naturalWidth)(document.querySelector('#image img'))")
     width, height = page.evaluate("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#image img'))")
     box = page.locator("#image img").bounding_box()
     scale = min(box["width"] / width, box["height"] / height, 1)
