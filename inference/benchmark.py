@@ -64,7 +64,7 @@ def _watch(process: subprocess.Popen, started: float, samples: list[tuple[float,
     page = os.sysconf("SC_PAGE_SIZE")
     while process.poll() is None:
         try:
-            resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            resident = int(Path(f"/proc/{process.pid}/statm").read_text(encoding="ascii").split()[1])
         except (OSError, IndexError):  # it has just ended
             return
         samples.append((time.monotonic() - started, resident * page / 1e6))

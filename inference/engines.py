@@ -102,6 +102,32 @@ class SegmentEngine:
         return [answers[k] for k in range(len(records))]
 
 
+class WholeEngine:
+    """Systems that only describe all they find: a model with ``predict(batch)``, which does everything in one go.
+
+    Args:
+        model, categories, mapper: as of `SegmentEngine`.
+    """
+
+    takes: frozenset[str] = frozenset()
+
+    def __init__(self, model: nn.Module, categories: Sequence[Category], mapper: EvalMapper) -> None:
+        self.model, self.categories, self.mapper = model.eval(), tuple(categories), mapper
+
+    def encode(self, records: Sequence[Record]) -> Batch:
+        """See `Engine`."""
+        return collate([self.mapper(record) for record in records]).to(device_of(self.model))
+
+    def answer(
+        self, encoded: Batch, records: Sequence[Record], asks: Sequence[Sequence[Ask]], watch: Watch | None = None
+    ) -> list[Record]:
+        """See `Engine`; nothing can be watched."""
+        answers = self.model.predict(encoded)
+        for answer, record in zip(answers, records, strict=True):
+            answer.image = record.image
+        return answers
+
+
 @dataclass(slots=True)
 class Canvases:
     """Images on their canvases, uint8 (3, side, side) each, and the maps made of them, (B, ...) each."""
@@ -266,7 +292,8 @@ def engine_of(model: nn.Module, cfg: Any, categories: Sequence[Category], tokeni
     if system.targets is not PromptTargets:
         inputs = cfg.COCO.INPUT
         mapper = EvalMapper(shortest=inputs.MIN_SIZE_TEST, longest=inputs.MAX_SIZE_TEST)
-        return SegmentEngine(model, categories, mapper, system.takes(cfg))
+        takes = system.takes(cfg)
+        return SegmentEngine(model, categories, mapper, takes) if takes else WholeEngine(model, categories, mapper)
     tokenizer = tokenizer or system.tokenizer(cfg)
     mappers = {task: evaluation_mapper(task, tokenizer, cfg) for task in TASKS}
     return PromptEngine(model, categories, mappers, system.takes(cfg))
