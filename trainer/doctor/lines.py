@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -37,8 +38,15 @@ class Line:
 def pip_install(*packages: str) -> str:
     """Return the command that installs packages into this environment."""
     words = [f'"{package}"' if set(package) & set('<>=[]; "') else package for package in packages]
-    has_pip = importlib.util.find_spec("pip") is not None
-    return " ".join(["pip install" if has_pip or not shutil.which("uv") else "uv pip install", *words])
+    return " ".join(["pip install" if _has_pip() or not shutil.which("uv") else "uv pip install", *words])
+
+
+def _has_pip() -> bool:
+    """Return whether this environment has pip; looking for the module would make setuptools unusable afterwards."""
+    try:
+        return bool(importlib.metadata.version("pip"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def extra(name: str) -> str:
