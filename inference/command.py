@@ -66,9 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     cfg = read_config(arguments)
     from .asks import make_asks
 
-    asks = make_asks(
-        arguments.asks, prompt=None if arguments.regions else arguments.prompt
-    )  # told before torch is loaded
+    prompt = None if arguments.regions else arguments.prompt  # else it is about the regions of that file
+    asks = make_asks(arguments.asks, prompt=prompt)  # told before torch is loaded
     images = find_images([*arguments.images, *arguments.image], sys.stdin)
     from ..utils.devices import pick_device
     from .prediction_run import Outputs, predict_images, questions
